@@ -1,0 +1,112 @@
+"""Initial steps and zero points from a few batches of data, spec 2."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import contextmanager
+from typing import Any, Callable, Iterable, Iterator
+
+import torch
+from torch import nn
+
+from .layers import quantized_layers
+from .quantizers import BaseFakeQuantize
+
+
+def uninitialized(model: nn.Module) -> dict[str, BaseFakeQuantize]:
+    """The model's fake quantizers that have no step yet, by name."""
+    return {
+        f'{name}.{part}': getattr(layer, part)
+        for name, layer in quantized_layers(model).items()
+        for part in ('weight_quantizer', 'input_quantizer')
+        if getattr(layer, part) is not None
+        and not getattr(layer, part).is_initialized()
+    }
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module,
+              batches: Iterable[Any],
+              forward: Callable[[nn.Module, Any], Any] | None = None,
+              warn: Callable[[str], Any] = warnings.warn) -> None:
+    """Set step and zero point of every fake quantizer that has none.
+
+    The model runs in full precision and eval mode (batch norm statistics
+    stay); ranges are minimum and maximum over all batches, equations (4) and
+    (5). Each module's training mode is as before when this returns.
+
+    Args:
+        model (nn.Module): A converted model.
+        batches (Iterable): The calibration data, what ``forward`` takes.
+        forward (Callable, optional): Runs the model on one batch. Defaults
+            to None: ``model(batch)``, or ``model(*batch)`` for a tuple or
+            list.
+        warn (Callable): Told of layers that no batch reached; they take
+            their range from the first training batch that reaches them.
+            Defaults to ``warnings.warn``.
+
+    Raises:
+        ValueError: If a range is not finite; the message names the layer.
+    """
+    if forward is None:
+        forward = _call
+    pending = uninitialized(model)
+    inputs = {
+        name: quantizer
+        for name, quantizer in pending.items()
+        if name.endswith('.input_quantizer')
+    }
+    layers = quantized_layers(model)
+    for name, quantizer in pending.items():
+        if name not in inputs:
+            layer = name.removesuffix('.weight_quantizer')
+            quantizer.observe(layers[layer].weight)
+    if inputs:
+        with _observing(model, inputs.values()):
+            for batch in batches:
+                forward(model, batch)
+    missed = []
+    for name, quantizer in pending.items():
+        if not quantizer.was_observed() and name in inputs:
+            missed.append(name.removesuffix('.input_quantizer'))
+            continue
+        try:
+            quantizer.initialize()
+        except ValueError as error:
+            raise ValueError(
+                f'calibration: {name}: {error}; look for NaN or inf in the '
+                'weights, the batch norm statistics or the data') from error
+    if missed:
+        warn(f'calibration reached no input of {", ".join(missed)}: they take '
+             'their range from the first training batch that reaches them')
+
+
+@contextmanager
+def _observing(model: nn.Module,
+               quantizers: Iterable[BaseFakeQuantize]) -> Iterator[None]:
+    """Observers of ``quantizers`` on, all fake quantization off, eval mode."""
+    quantizers = list(quantizers)
+    modes = {module: module.training for module in model.modules()}
+    every = [m for m in model.modules() if isinstance(m, BaseFakeQuantize)]
+    was_on = [q._fake_quant_on for q in every]
+    model.eval()
+    for quantizer in every:
+        quantizer.disable_fake_quant()
+    for quantizer in quantizers:
+        quantizer.reset_observer()
+        quantizer._observing = True
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer._observing = False
+        for quantizer, on in zip(every, was_on):
+            quantizer.enable_fake_quant(on)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _call(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, (tuple, list)):
+        return model(*batch)
+    return model(batch)

@@ -1,0 +1,264 @@
+"""Quantizing a model by swapping its layers in place, and undoing it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Mapping, Sequence
+
+from torch import nn
+
+from .layer_table import LayerRow, LayerTable
+from .layers import (QuantizedLayer, quantizable_types, quantized_layers,
+                     quantized_type)
+from .noise_clock import NoiseClock
+from .options import OFF_BITS, build, refuse_unknown, resolve
+from .patterns import matches, refuse_unmatched
+
+DEFAULT_WEIGHT = dict(type='LSQFakeQuantize', bits=4)
+DEFAULT_ACTIVATION = dict(type='LSQFakeQuantize', bits=4)
+DEFAULT_PERTURBATION = dict(type='StochasticFeaturePerturbation', p=0.1)
+_PARTS = ('weight', 'activation', 'perturbation')
+
+
+def check_settings(weight: dict | None,
+                   activation: dict | None,
+                   perturbation: dict | None,
+                   first_last_bits: int | None = 8,
+                   skip: Sequence[str] = (),
+                   overrides: Mapping[str, dict] | None = None) -> None:
+    """Refuse wrong options of :func:`convert`, without a model.
+
+    Raises:
+        TypeError: If an option is of a wrong type.
+        ValueError: If an option or a value is wrong; the message names it.
+    """
+    _check_parts('', dict(
+        weight=weight, activation=activation, perturbation=perturbation))
+    if first_last_bits not in (None, OFF_BITS):
+        _check_parts('first_last_bits: ', dict(
+            weight=dict(bits=first_last_bits)))
+    if isinstance(skip, str) or not all(isinstance(p, str) for p in skip):
+        raise TypeError(f'skip: must be a list of patterns, got {skip!r}')
+    if not isinstance(overrides or {}, Mapping):
+        raise TypeError('overrides: must be a dict from patterns to options, '
+                        f'got {overrides!r}')
+    base = dict(
+        weight=weight, activation=activation, perturbation=perturbation)
+    for pattern, override in (overrides or {}).items():
+        key = f'overrides[{pattern!r}]'
+        if not isinstance(override, dict):
+            raise TypeError(f'{key}: must be a dict, got {override!r}')
+        refuse_unknown(key, override, list(_PARTS))
+        _check_parts(f'{key}.', {
+            part: _merge(base[part], given)
+            for part, given in override.items()
+        })
+
+
+def is_float(weight: dict | None, activation: dict | None,
+             overrides: Mapping[str, dict] | None) -> bool:
+    """Whether the settings quantize nothing: weight and activation off."""
+
+    def off(part: dict | None) -> bool:
+        return part is None or part.get('bits') == OFF_BITS
+
+    return off(weight) and off(activation) and not overrides
+
+
+def convert(model: nn.Module,
+            weight: dict | None = DEFAULT_WEIGHT,
+            activation: dict | None = DEFAULT_ACTIVATION,
+            perturbation: dict | None = None,
+            first_last_bits: int | None = 8,
+            skip: Sequence[str] = (),
+            overrides: Mapping[str, dict] | None = None) -> LayerTable:
+    """Quantize the model's layers in place.
+
+    Layers of the registered types get a weight quantizer (per output
+    channel, symmetric) and an input quantizer (per tensor, asymmetric), spec
+    2. Parameters keep their names and identity. Nothing is traced: first and
+    last are so in the order of ``model.named_modules()``.
+
+    Args:
+        model (nn.Module): The model, changed in place.
+        weight (dict, optional): Config of the weights' fake quantizer; None
+            or ``bits=32`` leaves them float. Defaults to LSQ, 4 bits.
+        activation (dict, optional): The same for the layers' inputs.
+            Defaults to LSQ, 4 bits.
+        perturbation (dict, optional): Config of SFP. Defaults to None, off.
+        first_last_bits (int, optional): Bits of the first and the last
+            quantized layer; None treats them as the others. Defaults to 8.
+        skip (Sequence[str]): Patterns of layers to leave out: names of
+            layers or of modules that hold them, ``*`` allowed.
+        overrides (Mapping[str, dict], optional): From pattern to a dict of
+            ``weight``, ``activation`` and ``perturbation``, merged over the
+            settings above and over ``first_last_bits``; later patterns win.
+
+    Returns:
+        LayerTable: One row for each layer with a weight of two or more axes.
+
+    Raises:
+        TypeError: If an option is of a wrong type.
+        ValueError: If an option, a value or a pattern is wrong, if the model
+            is converted already, or if nothing is left to quantize.
+
+    Examples:
+        >>> from torch import nn
+        >>> from fpq_plugin import convert
+        >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(),
+        ...                       nn.Conv2d(8, 8, 3), nn.ReLU(),
+        ...                       nn.Conv2d(8, 2, 3))
+        >>> [(row.name, row.weight_bits) for row in convert(model)]
+        [('0', 8), ('2', 4), ('4', 8)]
+    """
+    overrides = dict(overrides or {})
+    check_settings(weight, activation, perturbation, first_last_bits, skip,
+                   overrides)
+    if quantized_layers(model):
+        raise ValueError('the model is quantized already')
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if quantized_type(module) is not None
+    }
+    if not layers:
+        found = Counter(type(m).__name__ for m in model.modules())
+        raise ValueError(
+            'nothing to quantize: the model has no layer of the types '
+            f'{", ".join(quantizable_types())}, but '
+            f'{", ".join(f"{n} {t}" for t, n in found.most_common(5))}')
+    refuse_unmatched('skip', skip, list(layers))
+    refuse_unmatched('overrides', overrides, list(layers))
+
+    plans = _plan(layers, dict(weight=weight, activation=activation,
+                               perturbation=perturbation),
+                  first_last_bits, skip, overrides)
+    if not any(plan['weight'] or plan['activation']
+               for plan, _ in plans.values()):
+        raise ValueError('nothing to quantize: skip and overrides leave out '
+                         'every layer')
+    # All quantizers are built before the first swap: an error changes nothing.
+    built = {name: _build(name, layers[name], plan)
+             for name, (plan, _) in plans.items()}
+    clock = NoiseClock()
+    for number, (name, parts) in enumerate(built.items()):
+        if not any(parts[:2]):
+            continue
+        if parts[2] is not None:
+            parts[2].place(clock, number)
+        quantized_type(layers[name]).swap(layers[name], *parts)
+    if any(parts[2] is not None for parts in built.values()):
+        model.register_forward_pre_hook(clock.tick)
+    return _table(model, {name: why for name, (_, why) in plans.items()})
+
+
+def to_float(model: nn.Module) -> nn.Module:
+    """Undo :func:`convert` in place; weights stay as they are now.
+
+    Args:
+        model (nn.Module): A model with quantized layers.
+
+    Returns:
+        nn.Module: The same model.
+    """
+    clock = noise_clock(model)
+    if clock is not None:
+        for handle, hook in list(model._forward_pre_hooks.items()):
+            if getattr(hook, '__self__', None) is clock:
+                del model._forward_pre_hooks[handle]
+    for layer in quantized_layers(model).values():
+        layer.unswap()
+    return model
+
+
+def noise_clock(model: nn.Module) -> NoiseClock | None:
+    """The clock of the model's perturbed layers, None if there are none."""
+    for layer in quantized_layers(model).values():
+        if layer.perturbation is not None:
+            return layer.perturbation.clock
+    return None
+
+
+def _check_parts(prefix: str, parts: Mapping[str, dict | None]) -> None:
+    for part, cfg in parts.items():
+        default = (DEFAULT_PERTURBATION
+                   if part == 'perturbation' else DEFAULT_WEIGHT)
+        cfg = resolve(prefix + part, cfg, default['type'])
+        if cfg is not None:
+            build(prefix + part, cfg)
+
+
+def _merge(base: dict | None, given: dict | None) -> dict | None:
+    if given is None or not isinstance(given, dict):
+        return given
+    if base is None or given.get('type', base.get('type')) != base.get('type'):
+        return dict(given)
+    return {**base, **given}
+
+
+def _plan(layers: Mapping[str, nn.Module], base: dict[str, Any],
+          first_last_bits: int | None, skip: Sequence[str],
+          overrides: Mapping[str, dict]) -> dict[str, tuple[dict, str]]:
+    """For each layer its parts' configs and the reason."""
+    nothing = dict.fromkeys(_PARTS)
+    kept = [n for n in layers if not any(matches(n, p) for p in skip)]
+    ends = dict.fromkeys(kept[-1:], 'last layer')
+    ends.update(dict.fromkeys(kept[:1], 'first layer'))
+    plans: dict[str, tuple[dict, str]] = {}
+    for name in layers:
+        if name not in kept:
+            by = next(p for p in skip if matches(name, p))
+            plans[name] = nothing, f'skip {by!r}'
+            continue
+        plan, why = dict(base), 'default'
+        if name in ends and first_last_bits is not None:
+            why = ends[name]
+            for part in ('weight', 'activation'):
+                if plan[part] is not None:
+                    plan[part] = {**plan[part], 'bits': first_last_bits}
+        for pattern, override in overrides.items():
+            if matches(name, pattern):
+                why = f'override {pattern!r}'
+                for part, given in override.items():
+                    plan[part] = _merge(plan[part], given)
+        resolved = {
+            part: resolve(part, plan[part],
+                          (DEFAULT_PERTURBATION if part == 'perturbation'
+                           else DEFAULT_WEIGHT)['type'])
+            for part in _PARTS
+        }
+        if not resolved['weight'] and not resolved['activation']:
+            resolved, why = nothing, f'{why}: off'
+        plans[name] = resolved, why
+    return plans
+
+
+def _build(name: str, layer: nn.Module, plan: dict[str, Any]) -> tuple:
+    def part(key: str, **defaults: Any) -> nn.Module | None:
+        if plan[key] is None:
+            return None
+        return build(f'{key} of {name}', plan[key], **defaults)
+
+    weight = part('weight', symmetric=True, per_channel=True, ch_axis=0,
+                  num_channels=layer.weight.shape[0])
+    activation = part('activation')
+    return weight, activation, part('perturbation') if activation else None
+
+
+def _table(model: nn.Module, whys: Mapping[str, str]) -> LayerTable:
+    def bits(layer: nn.Module, quantizer: str) -> int:
+        return getattr(
+            getattr(layer, quantizer, None), 'num_bits', OFF_BITS)
+
+    rows = LayerTable()
+    for name, layer in model.named_modules():
+        weight = getattr(layer, 'weight', None)
+        if weight is None or weight.dim() < 2:
+            continue
+        float_type = (layer.float_type
+                      if isinstance(layer, QuantizedLayer) else type(layer))
+        why = whys.get(name, 'type not registered')
+        rows.append(
+            LayerRow(name, float_type.__name__, bits(layer, 'weight_quantizer'),
+                     bits(layer, 'input_quantizer'), tuple(weight.shape), why))
+    return rows

@@ -1,0 +1,190 @@
+"""The run-time side of CSD: two models, one pass, layer by layer."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict, deque
+from typing import Any, Callable
+
+import torch
+from torch import Tensor, nn
+
+from .layers import quantized_layers
+from .losses import CSDLoss
+
+
+class Distiller:
+    """Compares student and teacher layer by layer during one forward.
+
+    A training forward of the student first runs the teacher on the same
+    arguments. The teacher's maps wait by layer name and call; as each
+    student's output appears, its loss is taken and the map is let go.
+    :meth:`loss` then is the sum over the layers, L_CSD of equation (22).
+
+    The teacher is kept in eval mode, without gradient, and is no submodule
+    of anything: it is in no checkpoint, EMA copy or DDP bucket.
+
+    Args:
+        student (nn.Module): A converted model.
+        teacher (nn.Module): The full-precision model with the same names.
+        criterion (CSDLoss): The loss of one layer.
+        run_teacher (Callable, optional): Called as ``run_teacher(teacher,
+            args, kwargs)`` with the student's arguments. Defaults to None:
+            ``teacher(*args, **kwargs)``.
+        condition (Callable, optional): Called with the student's keyword
+            arguments; False leaves that forward alone. Defaults to None.
+        warn (Callable): Told once of each layer that cannot be distilled.
+            Defaults to ``warnings.warn``.
+
+    Raises:
+        ValueError: If the teacher lacks a distilled layer.
+
+    Examples:
+        >>> import copy, torch, fpq_plugin
+        >>> student = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> teacher = copy.deepcopy(student)
+        >>> table = fpq_plugin.convert(student)
+        >>> distiller = fpq_plugin.Distiller(student, teacher,
+        ...                                  fpq_plugin.CSDLoss())
+        >>> output = student(torch.randn(8, 4))
+        >>> distiller.loss().backward()
+    """
+
+    def __init__(self,
+                 student: nn.Module,
+                 teacher: nn.Module,
+                 criterion: CSDLoss,
+                 run_teacher: Callable[[nn.Module, tuple, dict], Any]
+                 | None = None,
+                 condition: Callable[[dict], bool] | None = None,
+                 warn: Callable[[str], Any] = warnings.warn) -> None:
+        self.teacher = teacher
+        self.criterion = criterion
+        self._run_teacher = run_teacher or _call
+        self._condition = condition
+        self._warn = warn
+        self._active = False
+        self._maps: dict[str, deque[tuple[Tensor, int]]] = defaultdict(deque)
+        self._overwritten: set[str] = set()
+        self._losses: dict[str, Tensor] = {}
+        self._left_out: set[str] = set()
+
+        layers = quantized_layers(student)
+        known = dict(teacher.named_modules())
+        missing = [name for name in layers if name not in known]
+        if missing:
+            raise ValueError('the teacher has no layer '
+                             f'{", ".join(missing[:5])} to distill from')
+        teacher.eval()
+        teacher.requires_grad_(False)
+        self._handles = [
+            student.register_forward_pre_hook(self._start, with_kwargs=True),
+            student.register_forward_hook(self._stop, always_call=True),
+        ]
+        for name, layer in layers.items():
+            self._handles += [
+                known[name].register_forward_hook(self._keep(name)),
+                layer.register_forward_hook(self._compare(name)),
+            ]
+
+    def loss(self) -> Tensor:
+        """L_CSD of the student's last training forward, a scalar.
+
+        Raises:
+            RuntimeError: If there was none, or no layer was compared in it.
+        """
+        if not self._losses:
+            raise RuntimeError('no layer was distilled in the last forward: '
+                               'was the student in training mode?')
+        return torch.stack(list(self._losses.values())).sum()
+
+    def layer_losses(self) -> dict[str, Tensor]:
+        """Each distilled layer's part of :meth:`loss`, by layer name."""
+        return dict(self._losses)
+
+    def detach(self) -> None:
+        """Remove all hooks and let the teacher and the losses go."""
+        for handle in self._handles:
+            handle.remove()
+        self._losses = {}
+        self._maps.clear()
+        del self.teacher
+
+    @property
+    def active(self) -> bool:
+        """Whether a distilled student forward is running."""
+        return self._active
+
+    def _start(self, student: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._losses = {}
+        if not student.training or not torch.is_grad_enabled():
+            return
+        if self._condition is not None and not self._condition(kwargs):
+            return
+        self._active = True
+        with torch.no_grad():
+            self._run_teacher(self.teacher, args, kwargs)
+            if self._find_overwritten():
+                self._maps.clear()
+                self._run_teacher(self.teacher, args, kwargs)
+
+    def _stop(self, student: nn.Module, args: tuple, output: Any) -> None:
+        self._active = False
+        self._maps.clear()
+
+    def _find_overwritten(self) -> bool:
+        """Whether new layers turned up whose output is changed in place.
+
+        An in-place activation right after a layer would let the teacher's
+        map change under us; such layers' maps are cloned from then on.
+        """
+        found = {
+            name
+            for name, maps in self._maps.items()
+            if any(output._version != version for output, version in maps)
+        }
+        self._overwritten |= found
+        return bool(found)
+
+    def _own(self, name: str, output: Tensor) -> Tensor:
+        return output.clone() if name in self._overwritten else output
+
+    def _keep(self, name: str) -> Callable:
+
+        def keep(layer: nn.Module, args: tuple, output: Tensor) -> None:
+            if self._active:
+                output = self._own(name, output)
+                self._maps[name].append((output, output._version))
+
+        return keep
+
+    def _compare(self, name: str) -> Callable:
+
+        def compare(layer: nn.Module, args: tuple, output: Tensor) -> None:
+            if not self._active:
+                return
+            if not torch.is_grad_enabled():
+                self._leave_out(name, 'it runs without gradient (no_grad, or '
+                                'reentrant activation checkpointing)')
+                return
+            if not self._maps[name]:
+                self._leave_out(name, 'the teacher did not call it')
+                return
+            teacher_map, _ = self._maps[name].popleft()
+            try:
+                loss = self.criterion(
+                    self._own(name, output), teacher_map, layer.channel_axis)
+            except ValueError as error:
+                raise ValueError(f'distillation of {name}: {error}') from error
+            self._losses[name] = self._losses.get(name, 0) + loss
+
+        return compare
+
+    def _leave_out(self, name: str, why: str) -> None:
+        if name not in self._left_out:
+            self._left_out.add(name)
+            self._warn(f'distillation leaves out {name}: {why}')
+
+
+def _call(teacher: nn.Module, args: tuple, kwargs: dict) -> Any:
+    return teacher(*args, **kwargs)

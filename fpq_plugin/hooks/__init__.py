@@ -1,0 +1,3 @@
+from .fpq_hook import FPQHook
+
+__all__ = ['FPQHook']

@@ -1,0 +1,65 @@
+"""A trained model for inference, in one call."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from mmengine import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import HOOKS, MODELS, init_default_scope
+from torch import nn
+
+from .compat import load_file
+from .state import bare_state, refuse_other_quantization
+
+
+def load_model(config: str | Config,
+               checkpoint: str,
+               device: str | torch.device = 'cpu') -> nn.Module:
+    """Build the quantized model of a config and load its checkpoint.
+
+    No Runner, teacher or data set is made. The model answers as ``mim test``
+    saw it; SFP and CSD have no part in it.
+
+    Args:
+        config (str | Config): The config that the model was trained with.
+        checkpoint (str): Path or URL of the checkpoint.
+        device (str | torch.device): Where the model goes. Defaults to 'cpu'.
+
+    Returns:
+        nn.Module: The model in eval mode. ``model._config`` and
+        ``model._dataset_meta`` are set, as mmpretrain's inferencers ask.
+
+    Raises:
+        ValueError: If the config has no FPQHook, or the checkpoint is not of
+            its quantization.
+    """
+    cfg = Config.fromfile(config) if isinstance(config, str) else config
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    model_cfg = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor') is not None:
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
+    model = revert_sync_batchnorm(MODELS.build(model_cfg))
+    hook = HOOKS.build(_hook_options(cfg))
+    content = load_file(checkpoint)
+    state = bare_state(content)
+    if hook.active:
+        hook.convert(model)
+        refuse_other_quantization(
+            model, state, f'the checkpoint {checkpoint!r}',
+            'Use the config that the model was trained with.')
+    model.load_state_dict(state)
+    model._config = cfg
+    model._dataset_meta = content.get('meta', {}).get('dataset_meta')
+    return model.to(device).eval()
+
+
+def _hook_options(cfg: Config) -> dict:
+    hooks = list((cfg.get('default_hooks') or {}).values())
+    hooks += cfg.get('custom_hooks') or []
+    for hook in hooks:
+        kind = str(hook.get('type', '')) if isinstance(hook, dict) else ''
+        if kind.rpartition('.')[2] == 'FPQHook':
+            return hook
+    raise ValueError('the config has no FPQHook in default_hooks')

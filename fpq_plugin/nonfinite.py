@@ -1,0 +1,90 @@
+"""Stopping at the first loss that is not finite, and naming its layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class NonFiniteGuard:
+    """Raises as soon as a training forward's losses are not finite.
+
+    That is before the backward and the step, so the weights are those of the
+    last good iteration. The layer is found by running the forward again with
+    a look at every module's output.
+
+    Args:
+        model (nn.Module): A model whose training forward returns a dict of
+            losses.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._handle = model.register_forward_hook(
+            self._check, with_kwargs=True)
+
+    def detach(self) -> None:
+        """Remove the hook."""
+        self._handle.remove()
+
+    def _check(self, model: nn.Module, args: tuple, kwargs: dict,
+               losses: Any) -> None:
+        if not model.training or not isinstance(losses, dict):
+            return
+        bad = [name for name, value in losses.items() if not _finite(value)]
+        if bad:
+            self.detach()
+            raise FloatingPointError(
+                f'{", ".join(bad)} is not finite. '
+                f'{first_non_finite(model, args, kwargs)} The checkpoints '
+                'written so far are good: resume from the last one with a '
+                'lower learning rate.')
+
+
+@torch.no_grad()
+def first_non_finite(model: nn.Module, args: tuple, kwargs: dict) -> str:
+    """Say where the first value that is not finite appears in a forward.
+
+    Args:
+        model (nn.Module): The model.
+        args (tuple): Positional arguments of the forward.
+        kwargs (dict): Keyword arguments of the forward.
+
+    Returns:
+        str: A sentence naming a parameter, or else a module.
+    """
+    for name, tensor in model.named_parameters():
+        if not _finite(tensor):
+            return f'The parameter {name} is not finite.'
+    found: list[str] = []
+
+    def look(name: str):
+
+        def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
+            if not found and not _finite(output):
+                found.append(name)
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(look(name))
+        for name, module in model.named_modules() if name
+    ]
+    try:
+        model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if found:
+        return f'The first such output is that of {found[0]}.'
+    return 'All layer outputs are finite: look at the loss itself.'
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return (not value.is_floating_point()
+                or bool(torch.isfinite(value).all()))
+    if isinstance(value, (list, tuple)):
+        return all(_finite(item) for item in value)
+    return True

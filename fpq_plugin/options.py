@@ -1,0 +1,98 @@
+"""Options from config dicts: checked, merged and built, with plain errors."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import Any
+
+from mmengine.registry import MODELS
+from torch import nn
+
+OFF_BITS = 32
+
+
+def known_options(cls: type) -> list[str]:
+    """Names that ``cls``'s constructor takes, base classes included."""
+    names: list[str] = []
+    for base in cls.__mro__:
+        if '__init__' not in vars(base) or base is nn.Module:
+            continue
+        parameters = inspect.signature(base.__init__).parameters.values()
+        names += [
+            p.name for p in parameters
+            if p.name != 'self' and p.kind is p.POSITIONAL_OR_KEYWORD
+        ]
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return names
+
+
+def refuse_unknown(key: str, given: Any, known: list[str]) -> None:
+    """Refuse names in ``given`` that are not in ``known``.
+
+    Raises:
+        ValueError: Naming the key, the nearest known name and all of them.
+    """
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f' Did you mean {near[0]!r}?' if near else ''
+            raise ValueError(f'{key}: unknown option {name!r}.{hint} '
+                             f'Known options: {", ".join(sorted(known))}.')
+
+
+def resolve(key: str, cfg: dict | None, default_type: str) -> dict | None:
+    """Check a component's config and return it as a plain dict.
+
+    Args:
+        key (str): The option's name in the config, for messages.
+        cfg (dict, optional): Config with an optional ``type``.
+        default_type (str): The type if ``cfg`` names none.
+
+    Returns:
+        dict | None: The config with its ``type``; None if ``cfg`` is None or
+        ``bits`` is 32, which both mean off.
+
+    Raises:
+        TypeError: If ``cfg`` is neither a dict nor None.
+        ValueError: If the type or an option is unknown.
+    """
+    if cfg is None:
+        return None
+    if not isinstance(cfg, dict):
+        raise TypeError(f'{key}: must be a dict or None, got {cfg!r}')
+    cfg = {'type': default_type, **cfg}
+    cls = MODELS.get(cfg['type']) if isinstance(cfg['type'],
+                                                str) else cfg['type']
+    if cls is None:
+        raise ValueError(
+            f'{key}.type: {cfg["type"]!r} is not registered in MODELS; check '
+            'its spelling, and that custom_imports imports its module')
+    refuse_unknown(key, cfg, ['type', *known_options(cls)])
+    return None if cfg.get('bits') == OFF_BITS else cfg
+
+
+def build(key: str, cfg: dict, **defaults: Any) -> nn.Module:
+    """Build a component; its ``ValueError`` is given the option's name.
+
+    Args:
+        key (str): The option's name in the config, for messages.
+        cfg (dict): Config with ``type``.
+        **defaults: Arguments that ``cfg`` may override.
+
+    Returns:
+        nn.Module: The built component.
+
+    Raises:
+        ValueError: If the component refuses its arguments.
+    """
+    cls = MODELS.get(cfg['type']) if isinstance(cfg['type'],
+                                                str) else cfg['type']
+    known = known_options(cls)
+    arguments = {k: v for k, v in defaults.items() if k in known}
+    arguments.update((k, v) for k, v in cfg.items() if k != 'type')
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{key}: {error}') from error

@@ -1,0 +1,117 @@
+"""SFP: stochastic feature perturbation, spec 3."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .noise_clock import NoiseClock, in_backward, mix
+
+
+@MODELS.register_module()
+class StochasticFeaturePerturbation(nn.Module):
+    """Adds uniform noise of one quantization step, now and then.
+
+    Equations (9) and (14): in training, each call draws b ~ Bernoulli(p); if
+    b, ``x <- x + d`` with d elementwise uniform on ``[-s/2, s/2]`` and s the
+    activation's step, detached. In eval mode it does nothing.
+
+    Args:
+        p (float): Probability that a call (or sample) is perturbed, in
+            [0, 1]. The paper's best are 0.1 to 0.5. Defaults to 0.1.
+        where (str): ``'after'`` the activation's fake quantization (the
+            tensor that enters the layer) or ``'before'`` it (a dither).
+            Defaults to 'after'.
+        granularity (str): ``'call'`` draws b once a call, as the paper does,
+            ``'sample'`` once for each index of the first axis. Defaults to
+            'call'.
+
+    Raises:
+        ValueError: If ``p``, ``where`` or ``granularity`` is none of these.
+    """
+
+    def __init__(self,
+                 p: float = 0.1,
+                 where: str = 'after',
+                 granularity: str = 'call') -> None:
+        super().__init__()
+        if isinstance(p, bool) or not 0 <= p <= 1:
+            raise ValueError(f'p must be a probability in [0, 1], got {p!r}')
+        if where not in ('after', 'before'):
+            raise ValueError(f"where must be 'after' or 'before', got "
+                             f'{where!r}')
+        if granularity not in ('call', 'sample'):
+            raise ValueError(f"granularity must be 'call' or 'sample', got "
+                             f'{granularity!r}')
+        self.p = p
+        self.where = where
+        self.granularity = granularity
+        self.place(NoiseClock(), 0)
+
+    def place(self, clock: NoiseClock, layer: int) -> None:
+        """Give the draws their clock and the layer's number in the model."""
+        self.clock = clock
+        self.layer = layer
+        self._now = None
+        self._calls = 0
+        self._replayed = 0
+
+    def forward(self, x: Tensor, quantizer: nn.Module) -> Tensor:
+        """Quantize ``x`` with ``quantizer`` and perturb it.
+
+        Args:
+            x (Tensor): Input of the layer, any shape; the first axis holds
+                the samples.
+            quantizer (nn.Module): The activation's fake quantizer; its
+                ``step()`` is s. While ``has_step()`` is False there is no
+                noise.
+
+        Returns:
+            Tensor: Tensor of ``x``'s shape.
+        """
+        if not self.training or not quantizer.has_step():
+            return quantizer(x)
+        key = self.clock.key(self.layer, self._call())
+        if self.where == 'before':
+            return quantizer(self.perturb(x, quantizer.step(), key))
+        return self.perturb(quantizer(x), quantizer.step(), key)
+
+    def perturb(self, x: Tensor, step: Tensor, key: int) -> Tensor:
+        """``x + b d`` of equation (9), with the draws that ``key`` names."""
+        chosen = self._draw(x, key)
+        if chosen is None:
+            return x
+        generator = torch.Generator(x.device).manual_seed(mix(key, 1))
+        noise = torch.empty_like(x, dtype=step.dtype).uniform_(
+            -0.5, 0.5, generator=generator).mul_(step)
+        return x + noise.mul_(chosen).to(x.dtype)
+
+    def _draw(self, x: Tensor, key: int) -> Tensor | float | None:
+        """b: None for no noise, else a factor that broadcasts to ``x``."""
+        if self.granularity == 'call':
+            return 1.0 if key / 2**64 < self.p else None
+        generator = torch.Generator().manual_seed(mix(key, 2))
+        shape = (x.shape[0], ) + (1, ) * (x.dim() - 1)
+        chosen = torch.rand(shape, generator=generator) < self.p
+        return chosen.to(x.device, torch.float32) if chosen.any() else None
+
+    def _call(self) -> int:
+        """This call's number in the running forward.
+
+        Activation checkpointing runs the forward again during the backward;
+        those calls get the numbers, and so the noise, of the first time.
+        """
+        if self._now != self.clock.now():
+            self._now = self.clock.now()
+            self._calls = self._replayed = 0
+        if in_backward() and self._calls:
+            call = self._replayed % self._calls
+            self._replayed += 1
+            return call
+        self._calls += 1
+        return self._calls - 1
+
+    def extra_repr(self) -> str:
+        return (f'p={self.p}, where={self.where!r}, '
+                f'granularity={self.granularity!r}')

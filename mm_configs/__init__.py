@@ -1,0 +1,1 @@
+"""FPQ's configs, installed as data."""

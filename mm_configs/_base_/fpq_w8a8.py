@@ -1,0 +1,3 @@
+_base_ = ['./fpq_w4a4.py']
+
+fpq = dict(weight=dict(bits=8), activation=dict(bits=8))

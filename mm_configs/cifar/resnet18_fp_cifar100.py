@@ -1,0 +1,7 @@
+_base_ = [
+    'mmpretrain::_base_/models/resnet18_cifar.py',
+    '../_base_/cifar100.py',
+    '../_base_/cifar_200e.py',
+]
+
+model = dict(head=dict(num_classes=100))

@@ -1,0 +1,4 @@
+_base_ = ['./resnet18_fp_cifar100.py', '../_base_/fpq_w4a4.py']
+
+default_hooks = dict(fpq=_base_.fpq)
+load_from = '{{$FPQ_WORK_DIRS:work_dirs}}/resnet18_fp_cifar100/epoch_200.pth'

@@ -1,0 +1,14 @@
+# The full-precision teacher.
+_base_ = [
+    '../_base_/fashion_mnist.py',
+    '../_base_/resnet_fashion_mnist.py',
+]
+
+optim_wrapper = dict(
+    optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=5e-4))
+param_scheduler = dict(
+    type='CosineAnnealingLR',
+    T_max=6,
+    by_epoch=True,
+    convert_to_iter_based=True)
+train_cfg = dict(by_epoch=True, max_epochs=6, val_interval=1)

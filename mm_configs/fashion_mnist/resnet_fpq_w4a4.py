@@ -1,0 +1,9 @@
+# FPQ from the teacher's last epoch, the paper's p = 0.1 and lambda = 1.
+_base_ = ['./resnet_fp.py', '../_base_/fpq_w4a4.py']
+
+default_hooks = dict(fpq=_base_.fpq)
+load_from = '{{$FPQ_WORK_DIRS:work_dirs}}/resnet_fp/epoch_6.pth'
+
+optim_wrapper = dict(optimizer=dict(lr=0.01))
+param_scheduler = dict(T_max=4)
+train_cfg = dict(max_epochs=4)

@@ -1,0 +1,46 @@
+"""Packaging of the plugin, its adapters and its configs."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def version() -> str:
+    scope: dict = {}
+    exec((ROOT / 'fpq_plugin/version.py').read_text(), scope)
+    return scope['__version__']
+
+
+MMPRETRAIN = [
+    'mmpretrain==1.2.0',
+    'mmcv-lite==2.2.0',
+    'openmim==0.3.9',
+    # openmim needs pkg_resources, gone from setuptools 81; openxlab 0.1 pins
+    # a setuptools that Python 3.12 cannot import.
+    'setuptools>=68,<81',
+    'openxlab<0.0.12',
+]
+TEST = ['pytest', 'hypothesis', 'scikit-learn', 'matplotlib', 'ruff']
+
+setup(
+    name='fpq-openmmlab',
+    version=version(),
+    description='Feature-Perturbed Quantization for OpenMMLab',
+    long_description=(ROOT / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.10,<3.14',
+    packages=find_packages(include=['fpq_plugin*', 'mm_configs*']),
+    package_data={'mm_configs': ['**/*.py']},
+    install_requires=['torch>=2.1', 'mmengine>=0.10.7', 'numpy', 'rich'],
+    extras_require=dict(
+        mmpretrain=MMPRETRAIN,
+        demo=MMPRETRAIN + ['matplotlib'],
+        dev=MMPRETRAIN + TEST),
+    classifiers=[
+        'License :: OSI Approved :: Apache Software License',
+        'Programming Language :: Python :: 3',
+    ],
+)
