@@ -137,7 +137,7 @@ class BaseFakeQuantize(FakeQuantizeBase):
         x = x.detach().float()
         if self.is_per_channel:
             self._fix_channels(x.shape[self.ch_axis])
-            x = x.movedim(self.ch_axis, 0).flatten(1)
+            x = x.movedim(self.ch_axis, 0).reshape(x.shape[self.ch_axis], -1)
             low, high = x.aminmax(dim=1)
         else:
             low, high = (value.reshape(1) for value in x.aminmax())

@@ -75,8 +75,8 @@ class _FakeQuantizeBackward(Function):
         if ch_axis is None:
             grad_step = per_element.sum().reshape(scale.shape)
         else:
-            dims = [d for d in range(x.dim()) if d != ch_axis]
-            grad_step = per_element.sum(dims)
+            grad_step = per_element.movedim(ch_axis, 0).reshape(
+                scale.numel(), -1).sum(1)
         sign = torch.where(scale < 0, -grad_factor, grad_factor)
         return grad_x, (grad_step * sign).to(scale.dtype)
 
