@@ -5,8 +5,10 @@ Importing this package registers :class:`FPQHook`, :class:`CSDLoss`,
 """
 
 from .calibrate import calibrate
-from .compat import (allow_launch_without_accelerator,
-                     allow_mmengine_checkpoints)
+from .compat import (
+                     allow_launch_without_accelerator,
+                     allow_mmengine_checkpoints,
+)
 from .convert import convert, to_float
 from .distill import Distiller
 from .hooks import FPQHook

@@ -102,8 +102,9 @@ def load_file(path: str) -> dict:
         content = torch.load(path, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError,
             KeyError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f'{path!r} is not a checkpoint that can be read '
-                         f'safely: {str(error).splitlines()[0]}') from error
+                         f'safely: {why}') from error
     if not isinstance(content, dict):
         raise ValueError(f'{path!r} holds a {type(content).__name__}, not a '
                          'checkpoint')

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
 from .layer_table import LayerRow, LayerTable
-from .layers import (QuantizedLayer, quantizable_types, quantized_layers,
-                     quantized_type)
+from .layers import (
+    QuantizedLayer,
+    quantizable_types,
+    quantized_layers,
+    quantized_type,
+)
 from .noise_clock import NoiseClock
 from .options import OFF_BITS, build, refuse_unknown, resolve
 from .patterns import matches, refuse_unmatched
@@ -111,9 +116,9 @@ def convert(model: nn.Module,
         >>> [(row.name, row.weight_bits) for row in convert(model)]
         [('0', 8), ('2', 4), ('4', 8)]
     """
-    overrides = dict(overrides or {})
     check_settings(weight, activation, perturbation, first_last_bits, skip,
                    overrides)
+    overrides = overrides or {}
     if quantized_layers(model):
         raise ValueError('the model is quantized already')
     layers = {

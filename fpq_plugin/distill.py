@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict, deque
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,14 +89,14 @@ class Distiller:
             ]
 
     def loss(self) -> Tensor:
-        """L_CSD of the student's last training forward, a scalar.
+        """L_CSD of the student's last distilled forward, a scalar.
 
         Raises:
             RuntimeError: If there was none, or no layer was compared in it.
         """
         if not self._losses:
-            raise RuntimeError('no layer was distilled in the last forward: '
-                               'was the student in training mode?')
+            raise RuntimeError('no layer was distilled yet: was the student '
+                               'called in training mode?')
         return torch.stack(list(self._losses.values())).sum()
 
     def layer_losses(self) -> dict[str, Tensor]:
@@ -116,12 +117,12 @@ class Distiller:
         return self._active
 
     def _start(self, student: nn.Module, args: tuple, kwargs: dict) -> None:
-        self._losses = {}
         if not student.training or not torch.is_grad_enabled():
             return
         if self._condition is not None and not self._condition(kwargs):
             return
         self._active = True
+        self._losses = {}
         with torch.no_grad():
             self._run_teacher(self.teacher, args, kwargs)
             if self._find_overwritten():

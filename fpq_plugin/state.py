@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -40,12 +41,17 @@ def quantizer_bits(state: Mapping[str, Tensor]) -> dict[str, int]:
 
 def float_state(model: nn.Module) -> dict[str, Tensor]:
     """The model's state dict without that of its quantizers."""
-    own = tuple(f'{name}.' for name, module in model.named_modules()
-                if isinstance(module, BaseFakeQuantize))
+    own = quantizer_state(model)
+    return {k: v for k, v in model.state_dict().items() if k not in own}
+
+
+def quantizer_state(model: nn.Module) -> dict[str, Tensor]:
+    """The part of the model's state dict that belongs to its quantizers."""
     return {
-        key: value
-        for key, value in model.state_dict().items()
-        if not key.startswith(own)
+        f'{name}.{key}': value
+        for name, module in model.named_modules()
+        if isinstance(module, BaseFakeQuantize)
+        for key, value in module.state_dict().items()
     }
 
 

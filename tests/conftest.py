@@ -1,4 +1,4 @@
-"""Settings of every test: threads, seeds, hypothesis."""
+"""Settings of every test; a data set and a checkpoint, made once."""
 
 import os
 
@@ -7,6 +7,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
+from runs import config, make_digits, train  # noqa: E402
 
 import fpq_plugin  # noqa: E402, F401
 
@@ -23,3 +24,41 @@ settings.load_profile('fpq')
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def digits(tmp_path_factory):
+    """Folder with the data and ``resnet_fp/epoch_3.pth``; set in the env."""
+    folder = tmp_path_factory.mktemp('digits')
+    make_digits(folder / 'data/fashion_mnist')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('FPQ_DATA_ROOT', str(folder / 'data'))
+        patch.setenv('FPQ_WORK_DIRS', str(folder / 'work_dirs'))
+        patch.setenv('OMP_NUM_THREADS', '1')
+        train(
+            config('fashion_mnist/resnet_fp.py',
+                   folder / 'work_dirs/resnet_fp',
+                   **{'train_cfg.max_epochs': 3}))
+        yield folder
+
+
+@pytest.fixture
+def fp(digits):
+    """The full-precision checkpoint."""
+    return digits / 'work_dirs/resnet_fp/epoch_3.pth'
+
+
+@pytest.fixture
+def fpq_config(digits, fp, tmp_path):
+    """Makes an FPQ config; keywords as for :func:`runs.config`."""
+
+    def make(name='fashion_mnist/resnet_fpq_w4a4.py', folder='run', **more):
+        more = {
+            'load_from': str(fp),
+            'train_cfg.max_epochs': 1,
+            **{k.replace('fpq__', 'default_hooks.fpq.'): v
+               for k, v in more.items()}
+        }
+        return config(name, tmp_path / folder, **more)
+
+    return make

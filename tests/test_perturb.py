@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fpq_plugin import (LSQFakeQuantize, StochasticFeaturePerturbation,
-                        convert)
+from fpq_plugin import LSQFakeQuantize, StochasticFeaturePerturbation, convert
 from fpq_plugin.convert import noise_clock
 from fpq_plugin.noise_clock import NoiseClock
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import os.path as osp
 import time
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.dist import broadcast, get_rank, is_main_process
@@ -18,9 +19,15 @@ from torch import nn
 
 from ..calibrate import calibrate, uninitialized
 from ..calibration_data import calibration_batches, same_randomness
-from ..convert import (DEFAULT_ACTIVATION, DEFAULT_PERTURBATION,
-                       DEFAULT_WEIGHT, check_settings, convert, is_float,
-                       noise_clock)
+from ..convert import (
+    DEFAULT_ACTIVATION,
+    DEFAULT_PERTURBATION,
+    DEFAULT_WEIGHT,
+    check_settings,
+    convert,
+    is_float,
+    noise_clock,
+)
 from ..distill import Distiller
 from ..layer_table import LayerTable
 from ..layers import quantized_layers
@@ -28,10 +35,22 @@ from ..nonfinite import NonFiniteGuard
 from ..options import build, known_options, refuse_unknown, resolve
 from ..param_groups import separate_scales
 from ..quantizers import BaseFakeQuantize
-from ..state import (bare_state, first_few, float_state, quantizer_bits,
-                     refuse_other_architecture, refuse_other_quantization)
-from ..teacher import (copy_float, fill_from_file, fill_from_student,
-                       fingerprint, save_teacher)
+from ..state import (
+    bare_state,
+    first_few,
+    float_state,
+    quantizer_bits,
+    quantizer_state,
+    refuse_other_architecture,
+    refuse_other_quantization,
+)
+from ..teacher import (
+    copy_float,
+    fill_from_file,
+    fill_from_student,
+    fingerprint,
+    save_teacher,
+)
 from ..version import __version__
 
 DEFAULT_DISTILLATION = dict(type='CSDLoss', loss_weight=1.0)
@@ -238,6 +257,9 @@ class FPQHook(Hook):
         if training and not runner._resume and not quantizer_bits(state):
             if self.teacher is None:
                 refuse_other_architecture(float_state(model), state, what)
+            # So that mmengine does not warn of hundreds of missing keys.
+            checkpoint.get('state_dict', checkpoint).update(
+                quantizer_state(model))
             return
         refuse_other_quantization(model, state, what, mend)
         meta = checkpoint.get('meta', {}).get('fpq', {})

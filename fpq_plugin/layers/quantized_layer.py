@@ -47,6 +47,8 @@ class QuantizedLayer(nn.Module):
                 # A frozen layer's scales are frozen: DDP asks at wrap time.
                 child.requires_grad_(layer.weight.requires_grad)
             layer.add_module(name, child)
+        if input_quantizer is not None:
+            input_quantizer.over_batch = True
 
     def unswap(self) -> None:
         """Make the layer what it was before :meth:`swap`."""

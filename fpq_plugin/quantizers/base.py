@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
-import torch.distributed as dist
+from mmengine.dist import get_world_size
 from torch import Tensor
 from torch.ao.quantization import FakeQuantizeBase
 
@@ -41,10 +41,16 @@ class BaseFakeQuantize(FakeQuantizeBase):
             torch.ao's QAT modules hand to a weight's fake quantizer.
             Defaults to None.
 
+    Attributes:
+        over_batch (bool): Whether the tensors hold a rank's share of the
+            batch, as features do and weights do not. Defaults to False.
+
     Raises:
         ValueError: If ``bits`` is not an integer of 2 to 8, or
             ``num_channels`` is not positive.
     """
+
+    over_batch = False
 
     def __init__(self,
                  bits: int = 8,
@@ -146,7 +152,7 @@ class BaseFakeQuantize(FakeQuantizeBase):
 
     def was_observed(self) -> bool:
         """Whether :meth:`observe` has seen a tensor since the last reset."""
-        return bool((self.min_val <= self.max_val).all())
+        return not bool((self.min_val > self.max_val).any())
 
     @torch.no_grad()
     def initialize(self) -> None:
@@ -209,9 +215,7 @@ class BaseFakeQuantize(FakeQuantizeBase):
                 f'{self.quant_max}], {kind}, symmetric={self.symmetric}')
 
     def _initialize_from(self, x: Tensor) -> None:
-        ranks = dist.get_world_size() if (dist.is_available()
-                                          and dist.is_initialized()) else 1
-        if not self.training or ranks > 1:
+        if not self.training or get_world_size() > 1:
             raise RuntimeError(
                 f'{type(self).__name__} has no step yet: call '
                 'fpq_plugin.calibrate(model, batches), or load a checkpoint '

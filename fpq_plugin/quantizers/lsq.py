@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmengine.dist import get_world_size
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -14,8 +15,9 @@ class LSQFakeQuantize(BaseFakeQuantize):
     """Learned step size quantization (spec 2, equations (3) to (5)).
 
     The step is the parameter ``scale``; its gradient carries LSQ's factor
-    ``g = 1 / sqrt(n Qp)`` with n the elements that share the step and Qp the
-    highest integer (Esser et al., ICLR 2020). Whatever the optimizer does to
+    ``g = 1 / sqrt(n Qp)`` with n the elements that share the step, those on
+    other ranks included, and Qp the highest integer (Esser et al., ICLR
+    2020). Whatever the optimizer does to
     ``scale``, the step used is ``max(|scale|, 1.2e-7)``: positive inside the
     graph. The zero point stays as calibrated.
 
@@ -42,6 +44,8 @@ class LSQFakeQuantize(BaseFakeQuantize):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         shared = x.numel() // self.scale.numel()
+        if self.over_batch:
+            shared *= get_world_size()
         return fake_quantize(
             x, self.scale, self.zero_point, self.quant_min, self.quant_max,
             self.ch_axis if self.is_per_channel else None,

@@ -1,4 +1,5 @@
 _base_ = ['./mobilenet_v2_fp_cifar10.py', '../_base_/fpq_w4a4.py']
 
 default_hooks = dict(fpq=_base_.fpq)
-load_from = '{{$FPQ_WORK_DIRS:work_dirs}}/mobilenet_v2_fp_cifar10/epoch_200.pth'
+load_from = (
+    '{{$FPQ_WORK_DIRS:work_dirs}}/mobilenet_v2_fp_cifar10/epoch_200.pth')

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mmengine.registry import MODELS
+from reference import csd_64
 
 from fpq_plugin import CSDLoss
 from fpq_plugin.losses import csd
-from reference import csd_64
 
 
 @st.composite

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from reference import fake_quantize_64, frozen_surrogate
 from torch import nn
 
 from fpq_plugin import LSQFakeQuantize
 from fpq_plugin.quantizers import fake_quantize
-from reference import fake_quantize_64, frozen_surrogate
 
 
 @st.composite
@@ -269,8 +269,12 @@ def test_state_dict_roundtrip_and_refusal_of_other_bits():
 
 def test_in_a_torch_ao_qconfig():
     """prepare_qat on a small net: trains, and its weights learn a scale."""
-    from torch.ao.quantization import (QConfig, disable_observer,
-                                       enable_observer, prepare_qat)
+    from torch.ao.quantization import (
+        QConfig,
+        disable_observer,
+        enable_observer,
+        prepare_qat,
+    )
 
     net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(),
                         nn.Linear(6 * 36, 4))

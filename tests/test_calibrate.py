@@ -1,0 +1,111 @@
+"""Calibration: ranges, modes, what it leaves alone, what it refuses."""
+
+import pytest
+import torch
+from torch import nn
+
+from fpq_plugin import calibrate, convert
+from fpq_plugin.calibrate import uninitialized
+from fpq_plugin.layers import quantized_layers
+
+
+def net():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5),
+        nn.Conv2d(8, 4, 3))
+
+
+def test_ranges_are_those_of_the_full_precision_model():
+    model = net()
+    batches = [torch.randn(4, 3, 8, 8) for _ in range(3)]
+    model.eval()
+    with torch.no_grad():
+        hidden = torch.cat([model[:3](x) for x in batches])
+    model.train()
+    convert(model, activation=dict(bits=4))
+    calibrate(model, iter(batches))
+    step = model[3].input_quantizer.step().item()
+    low, high = hidden.min().item(), hidden.max().item()
+    assert step == pytest.approx((high - low) / 255, rel=1e-5)
+    zero = model[3].input_quantizer.zero_point.item()
+    assert zero == round(255 - high / step)
+    expected = 2 * model[3].weight.detach().abs().amax((1, 2, 3)) / 255
+    torch.testing.assert_close(model[3].weight_quantizer.step(), expected)
+    assert not uninitialized(model)
+
+
+def test_modes_statistics_and_generator_stay():
+    model = net().train()
+    model[1].eval()
+    convert(model)
+    modes = [m.training for m in model.modules()]
+    mean = model[1].running_mean.clone()
+    state = torch.get_rng_state()
+    batches = [torch.ones(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)]
+    calibrate(model, batches)
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(model[1].running_mean, mean)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_is_initialized_is_not_calibrated_again():
+    model = net()
+    convert(model)
+    calibrate(model, [torch.randn(2, 3, 8, 8)])
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    calibrate(model, [100 * torch.randn(2, 3, 8, 8)])
+    assert all(torch.equal(v, before[k])
+               for k, v in model.state_dict().items())
+
+
+def test_a_layer_that_no_batch_reaches_is_told_and_learns_later():
+
+    class Branches(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.main, self.aux = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.main(x) + (self.aux(x) if self.training else 0)
+
+    model = Branches()
+    convert(model)
+    told = []
+    calibrate(model, [torch.randn(8, 4)], warn=told.append)
+    assert len(told) == 1
+    assert 'aux' in told[0]
+    assert 'main' not in told[0]
+    model.train()(torch.randn(8, 4))
+    assert not uninitialized(model)
+
+
+def test_a_custom_forward_and_argument_tuples():
+    model = nn.Bilinear(2, 2, 2)
+    assert not quantized_layers(model)
+    model = nn.Sequential(nn.Linear(4, 4))
+    convert(model)
+    calibrate(model, [dict(x=torch.randn(3, 4))],
+              forward=lambda m, batch: m(batch['x']))
+    assert not uninitialized(model)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_a_range_that_is_not_finite_names_the_layer(value):
+    model = net()
+    convert(model)
+    x = torch.randn(2, 3, 8, 8)
+    x[0, 0, 0, 0] = value
+    with pytest.raises(ValueError, match=r'calibration: 0\.input_quantizer'):
+        calibrate(model, [x])
+
+
+def test_fake_quantization_is_on_again_after_an_error():
+    model = net()
+    convert(model)
+    with pytest.raises(RuntimeError):
+        calibrate(model, [torch.randn(2, 7, 8, 8)])
+    calibrate(model, [torch.randn(2, 3, 8, 8)])
+    model.eval()
+    out = model[3].quantized_input(torch.randn(2, 8, 6, 6))
+    assert out.unique().numel() <= 256

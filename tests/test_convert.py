@@ -1,0 +1,233 @@
+"""Conversion: what is swapped, what stays, what is refused."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from fpq_plugin import (
+    LSQFakeQuantize,
+    QuantizedLayer,
+    calibrate,
+    convert,
+    to_float,
+)
+from fpq_plugin.layers import quantized_layers
+
+
+def net():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=8, bias=False), nn.ReLU(),
+        nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(4 * 16, 5))
+
+
+def test_bits_reasons_and_shapes_of_the_table():
+    table = convert(net(), weight=dict(bits=2), activation=dict(bits=3))
+    rows = [(r.name, r.type, r.weight_bits, r.activation_bits, r.shape, r.why)
+            for r in table]
+    assert rows == [
+        ('0', 'Conv2d', 8, 8, (8, 3, 3, 3), 'first layer'),
+        ('3', 'Conv2d', 2, 3, (8, 1, 3, 3), 'default'),
+        ('5', 'Conv2d', 2, 3, (4, 8, 1, 1), 'default'),
+        ('7', 'Linear', 8, 8, (5, 64), 'last layer'),
+    ]
+    assert table.weight_bytes() == (216 + 320) + (72 + 32) / 4
+    assert 'first layer' in str(table)
+
+
+def test_parameters_keep_names_identity_and_values():
+    model = net()
+    before = dict(model.named_parameters())
+    values = {k: v.clone() for k, v in model.state_dict().items()}
+    convert(model, perturbation=dict(p=0.5))
+    after = dict(model.named_parameters())
+    assert all(after[name] is before[name] for name in before)
+    assert all(torch.equal(model.state_dict()[k], v)
+               for k, v in values.items())
+    extra = set(model.state_dict()) - set(values)
+    assert all('_quantizer.' in key for key in extra)
+    assert model[3].weight_quantizer.scale.shape == (8, )
+    assert model[3].input_quantizer.scale.shape == (1, )
+    assert isinstance(model[3], nn.Conv2d)
+
+
+def test_a_full_precision_checkpoint_loads_and_the_other_way_round():
+    plain, quantized = net(), net()
+    convert(quantized)
+    missing, unexpected = quantized.load_state_dict(
+        plain.state_dict(), strict=False)
+    assert not unexpected
+    assert all('_quantizer.' in key for key in missing)
+    missing, unexpected = plain.load_state_dict(
+        quantized.state_dict(), strict=False)
+    assert not missing
+    assert all('_quantizer.' in key for key in unexpected)
+
+
+def test_output_is_that_of_hand_quantized_layers():
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(),
+                          nn.Conv2d(4, 3, 3, stride=2))
+    plain = copy.deepcopy(model)
+    convert(model, weight=dict(bits=3), activation=dict(bits=5),
+            first_last_bits=None)
+    x = torch.randn(2, 2, 9, 9)
+    calibrate(model, [x])
+    weights = [layer.weight_quantizer(layer.weight)
+               for layer in (model[0], model[2])]
+    hidden = torch.relu(nn.functional.conv2d(
+        model[0].input_quantizer(x), weights[0], plain[0].bias, padding=1))
+    expected = nn.functional.conv2d(
+        model[2].input_quantizer(hidden), weights[1], plain[2].bias, stride=2)
+    assert torch.equal(model.eval()(x), expected)
+    for weight in weights:
+        assert all(channel.unique().numel() <= 8 for channel in weight)
+
+
+def test_to_float_undoes_it():
+    model = net()
+    x = torch.randn(2, 3, 8, 8)
+    expected = model.eval()(x)
+    keys = list(model.state_dict())
+    convert(model, perturbation=dict(p=1.0))
+    calibrate(model, [x])
+    assert not torch.equal(model(x), expected)
+    assert to_float(model) is model
+    assert torch.equal(model(x), expected)
+    assert list(model.state_dict()) == keys
+    assert type(model[0]) is nn.Conv2d
+    assert not model._forward_pre_hooks
+
+
+def test_skip_overrides_and_their_order():
+    model = nn.ModuleDict(
+        dict(stem=nn.Linear(4, 4),
+             body=nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4),
+                                nn.Linear(4, 4)),
+             head=nn.Sequential(nn.Linear(4, 2))))
+    table = convert(
+        model,
+        skip=['stem'],
+        overrides={
+            'body': dict(weight=dict(bits=6)),
+            'body.*': dict(activation=dict(bits=3)),
+            'body.2': dict(weight=None, activation=None),
+            'head': dict(activation=None),
+        })
+    rows = {r.name: (r.weight_bits, r.activation_bits, r.why) for r in table}
+    assert rows == {
+        'stem': (32, 32, "skip 'stem'"),
+        'body.0': (6, 3, "override 'body.*'"),
+        'body.1': (6, 3, "override 'body.*'"),
+        'body.2': (32, 32, "override 'body.2': off"),
+        'head.0': (8, 32, "override 'head'"),
+    }
+    assert list(quantized_layers(model)) == ['body.0', 'body.1', 'head.0']
+
+
+def test_bits_32_and_none_mean_off():
+    table = convert(net(), weight=dict(bits=32), first_last_bits=32)
+    assert [(r.weight_bits, r.activation_bits) for r in table] == [
+        (32, 32), (32, 4), (32, 4), (32, 32)]
+
+
+def test_a_layer_registered_twice_stays_one_layer():
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(4, 4))
+    aside = [shared]
+    convert(model)
+    assert model[0] is model[2] is aside[0]
+    assert isinstance(aside[0], QuantizedLayer)
+    assert len(quantized_layers(model)) == 2
+
+
+def test_frozen_layers_get_frozen_scales():
+    model = net()
+    model[0].requires_grad_(False)
+    convert(model)
+    assert not model[0].weight_quantizer.scale.requires_grad
+    assert model[3].weight_quantizer.scale.requires_grad
+
+
+def test_unregistered_layers_are_in_the_table():
+    model = nn.Sequential(nn.Conv1d(2, 2, 3), nn.Linear(4, 4))
+    table = convert(model)
+    assert [(r.name, r.weight_bits, r.why) for r in table] == [
+        ('0', 32, 'type not registered'), ('1', 8, 'first layer')]
+
+
+def test_copies_and_pickles(tmp_path):
+    model = net()
+    convert(model, perturbation=dict(p=0.5))
+    x = torch.randn(2, 3, 8, 8)
+    calibrate(model, [x])
+    model.eval()
+    torch.save(model, tmp_path / 'model.pth')
+    for other in (copy.deepcopy(model),
+                  torch.load(tmp_path / 'model.pth', weights_only=False)):
+        assert torch.equal(other(x), model(x))
+        clocks = {id(layer.perturbation.clock)
+                  for layer in quantized_layers(other).values()}
+        assert len(clocks) == 1
+        assert clocks != {id(model[0].perturbation.clock)}
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (dict(weight=dict(bits=1)), 'weight: bits must be an integer of 2 to 8'),
+    (dict(activation=dict(bits=16)), 'activation: bits must be'),
+    (dict(first_last_bits=9), 'first_last_bits: weight: bits'),
+    (dict(weight=dict(bitz=4)), "unknown option 'bitz'. Did you mean 'bits'"),
+    (dict(weight=dict(type='LSQ')), "weight.type: 'LSQ' is not registered"),
+    (dict(perturbation=dict(p=2)), 'perturbation: p must be a probability'),
+    (dict(perturbation=dict(prob=1)), "perturbation: unknown option 'prob'"),
+    (dict(skip=['backbone']), "skip: the pattern 'backbone' matches no layer"),
+    (dict(overrides={'9': dict(weight=None)}), "overrides: the pattern '9'"),
+    (dict(overrides={'0': dict(wieght=None)}), "Did you mean 'weight'"),
+    (dict(overrides={'0': dict(weight=dict(bits=1))}),
+     r"overrides\['0'\].weight: bits"),
+    (dict(skip=['*']), 'nothing to quantize: skip and overrides'),
+])
+def test_bad_options_are_named_and_nothing_changes(options, message):
+    model = net()
+    with pytest.raises(ValueError, match=message):
+        convert(model, **options)
+    assert not quantized_layers(model)
+    assert type(model[0]) is nn.Conv2d
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (dict(weight=4), 'weight: must be a dict or None'),
+    (dict(skip='head'), 'skip: must be a list'),
+    (dict(overrides=['0']), 'overrides: must be a dict'),
+])
+def test_wrong_types(options, message):
+    with pytest.raises(TypeError, match=message):
+        convert(net(), **options)
+
+
+def test_nothing_to_quantize_and_twice():
+    with pytest.raises(ValueError, match='no layer of the types Conv2d, Lin'):
+        convert(nn.Sequential(nn.Conv1d(1, 1, 1), nn.ReLU()))
+    model = net()
+    convert(model)
+    with pytest.raises(ValueError, match='quantized already'):
+        convert(model)
+
+
+def test_another_registered_quantizer_is_built_by_its_name():
+    from mmengine.registry import MODELS
+
+    @MODELS.register_module()
+    class HalfStep(LSQFakeQuantize):
+        """LSQ whose step is half the calibrated one."""
+
+        def initialize(self):
+            super().initialize()
+            with torch.no_grad():
+                self.scale.mul_(0.5)
+
+    model = net()
+    convert(model, activation=dict(type='HalfStep', bits=4))
+    assert isinstance(model[3].input_quantizer, HalfStep)
+    assert not isinstance(model[3].weight_quantizer, HalfStep)

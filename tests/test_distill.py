@@ -1,0 +1,210 @@
+"""The distiller: pairing, freedom from side effects, odd layers."""
+
+import copy
+
+import pytest
+import torch
+from reference import csd_64
+from torch import nn
+
+from fpq_plugin import CSDLoss, Distiller, calibrate, convert
+
+
+def pair(model, **options):
+    teacher = copy.deepcopy(model)
+    convert(model, **options)
+    return model, teacher
+
+
+def record(model):
+    """Lists that fill with each leaf layer's outputs, cloned, by name."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            found[name] = []
+            module.register_forward_hook(
+                lambda m, a, out, name=name: found[name].append(
+                    out.detach().clone()))
+    return found
+
+
+def test_loss_is_the_sum_of_the_literal_losses():
+    model, teacher = pair(nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=True),
+        nn.Conv2d(6, 4, 3), nn.ReLU(inplace=True), nn.Flatten(),
+        nn.Linear(4 * 16, 5)))
+    x = torch.randn(8, 3, 8, 8)
+    calibrate(model, [x])
+    student_maps, teacher_maps = record(model), record(teacher)
+    distiller = Distiller(model, teacher, CSDLoss(0.5, reduction='sum'))
+    model(x)
+    losses = distiller.layer_losses()
+    assert list(losses) == ['0', '3', '6']
+    for name, loss in losses.items():
+        # The last map: layers overwritten in place make the teacher run
+        # twice in the first forward.
+        z_s, z_t = (maps[name][-1].double()
+                    for maps in (student_maps, teacher_maps))
+        axes = (0, ) if z_s.dim() == 2 else (0, 2, 3)
+        expected = 0.5 * csd_64(z_s, z_t, axes, 1e-5)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert distiller.loss().item() == pytest.approx(
+        sum(loss.item() for loss in losses.values()), rel=1e-6)
+
+
+def test_in_place_activation_after_a_layer_does_not_change_its_map():
+    """conv -> ReLU(inplace) without a norm between: VGG, for one."""
+
+    def run(inplace):
+        torch.manual_seed(1)
+        model, teacher = pair(nn.Sequential(
+            nn.Conv2d(3, 6, 3), nn.ReLU(inplace=inplace),
+            nn.Conv2d(6, 4, 3), nn.ReLU(inplace=inplace)))
+        x = torch.randn(4, 3, 8, 8)
+        calibrate(model, [x])
+        distiller = Distiller(model, teacher, CSDLoss())
+        model(x).sum()
+        distiller.loss().backward()
+        return distiller.loss(), [p.grad for p in model.parameters()]
+
+    (loss, grads), (loss_ref, grads_ref) = run(True), run(False)
+    assert torch.equal(loss, loss_ref)
+    for grad, ref in zip(grads, grads_ref):
+        assert torch.equal(grad, ref)
+
+
+def test_calls_of_a_shared_layer_pair_in_order():
+
+    class Pyramid(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return [self.head(x), self.head(x + 5), self.head(-x)]
+
+    model, teacher = pair(Pyramid())
+    x = torch.randn(32, 4)
+    calibrate(model, [x])
+    maps = record(model), record(teacher)
+    distiller = Distiller(model, teacher, CSDLoss())
+    model(x)
+    expected = sum(
+        csd_64(s.double(), t.double(), (0, ), 1e-5) / s.numel()
+        for s, t in zip(maps[0]['head'], maps[1]['head']))
+    assert distiller.loss().item() == pytest.approx(expected.item(), rel=1e-4)
+    assert list(distiller.layer_losses()) == ['head']
+
+
+def test_inert_in_eval_without_grad_and_after_detach():
+    model, teacher = pair(nn.Sequential(nn.Linear(4, 4)))
+    calls = []
+    teacher.register_forward_hook(lambda *a: calls.append(1))
+    distiller = Distiller(model, teacher, CSDLoss())
+    x = torch.randn(8, 4)
+    calibrate(model, [x])
+    model.eval()(x)
+    with torch.no_grad():
+        model.train()(x)
+    assert calls == []
+    with pytest.raises(RuntimeError, match='no layer was distilled'):
+        distiller.loss()
+    model(x)
+    assert calls == [1]
+    distiller.detach()
+    model(x)
+    assert calls == [1]
+    assert not model._forward_hooks
+    assert not teacher[0]._forward_hooks
+
+
+def test_teacher_is_frozen_eval_and_no_part_of_the_student():
+    model, teacher = pair(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5),
+                                        nn.BatchNorm1d(4), nn.Linear(4, 2)))
+    keys = set(model.state_dict())
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    distiller = Distiller(model, teacher, CSDLoss())
+    model(torch.randn(8, 4))
+    distiller.loss().backward()
+    assert set(model.state_dict()) == keys
+    assert not any(p.requires_grad or p.grad is not None
+                   for p in teacher.parameters())
+    assert all(torch.equal(v, before[k])
+               for k, v in teacher.state_dict().items())
+    assert id(teacher) not in {id(m) for m in model.modules()}
+
+
+def test_layers_that_cannot_be_distilled_are_told_once():
+
+    class Branch(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.main, self.aux = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            if self.training:
+                self.aux(x)
+            return self.main(x)
+
+    model, teacher = pair(Branch())
+    told = []
+    distiller = Distiller(model, teacher, CSDLoss(), warn=told.append)
+    for _ in range(3):
+        model(torch.randn(8, 4))
+    assert told == ['distillation leaves out aux: the teacher did not call '
+                    'it']
+    assert list(distiller.layer_losses()) == ['main']
+
+
+def test_reentrant_checkpointing_is_told():
+    from torch.utils.checkpoint import checkpoint
+
+    class Checkpointed(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = self.first(x)
+            return checkpoint(self.second, x, use_reentrant=True)
+
+    model, teacher = pair(Checkpointed())
+    told = []
+    distiller = Distiller(model, teacher, CSDLoss(), warn=told.append)
+    (model(torch.randn(8, 4)).sum() + distiller.loss()).backward()
+    assert len(told) == 1
+    assert 'second' in told[0]
+    assert 'without gradient' in told[0]
+
+
+def test_outputs_of_different_shape_name_the_layer():
+    model, _ = pair(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    Distiller(model, nn.Sequential(nn.Conv2d(3, 4, 3, stride=2)), CSDLoss())
+    with pytest.raises(ValueError, match=r"distillation of 0: the student's "
+                       r'output has shape \(2, 4, 6, 6\)'):
+        model(torch.randn(2, 3, 8, 8))
+
+
+def test_a_teacher_without_the_layer_is_refused():
+    model, _ = pair(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    with pytest.raises(ValueError, match='the teacher has no layer 1'):
+        Distiller(model, nn.Sequential(nn.Linear(4, 4)), CSDLoss())
+
+
+def test_autocast_bfloat16_trains():
+    model, teacher = pair(
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(),
+                      nn.Conv2d(6, 6, 3), nn.Flatten(), nn.Linear(96, 3)),
+        perturbation=dict(p=1.0))
+    x = torch.randn(8, 3, 8, 8)
+    calibrate(model, [x])
+    distiller = Distiller(model, teacher, CSDLoss())
+    with torch.autocast('cpu', torch.bfloat16):
+        loss = model(x).square().mean() + distiller.loss()
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert all(p.grad.dtype is torch.float32 for p in model.parameters())

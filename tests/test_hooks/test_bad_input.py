@@ -1,0 +1,176 @@
+"""Wrong configs stop before the first iteration and name key and mend."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.runner import Runner
+from runs import train
+
+from fpq_plugin import FPQHook
+
+
+@pytest.mark.parametrize(('option', 'message'), [
+    (dict(weight=dict(bits=1)), 'weight: bits must be an integer of 2 to 8'),
+    (dict(activation=dict(bits=9)), 'activation: bits must be an integer'),
+    (dict(perturbation=dict(p=1.2)), r'p must be a probability in \[0, 1\]'),
+    (dict(perturbation=dict(q=1)), "perturbation: unknown option 'q'"),
+    (dict(distillation=dict(weight=1)), "distillation: unknown option 'weig"),
+    (dict(distillation=dict(type='KD')), "distillation.type: 'KD' is not"),
+    (dict(weigth=None), "fpq: unknown option 'weigth'. Did you mean 'weight'"),
+    (dict(backend='tensorrt'), "fpq.backend: must be 'torch_ao'"),
+    (dict(calibration=dict(num_images=0)), 'must be a positive integer'),
+    (dict(calibration=dict(images=5)), "fpq.calibration: unknown option"),
+    (dict(scale_lr_mult=-1), 'fpq.scale_lr_mult: must be >= 0'),
+])
+def test_options_are_refused_when_the_runner_is_built(option, message):
+    with pytest.raises(ValueError, match=message):
+        FPQHook(**option)
+
+
+def test_a_wrong_value_stops_the_runner_and_leaves_the_work_dir(
+        fpq_config, tmp_path):
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    (folder / 'epoch_1.pth').write_bytes(b'kept')
+    cfg = fpq_config(fpq__perturbation=dict(p=1.2))
+    with pytest.raises(ValueError, match='p must be a probability'):
+        Runner.from_cfg(cfg)
+    assert (folder / 'epoch_1.pth').read_bytes() == b'kept'
+    assert not list(folder.glob('*.py'))
+
+
+@pytest.mark.parametrize(('more', 'message'), [
+    (dict(fpq__skip=['backbone.layer9']), "skip: the pattern 'backbone.lay"),
+    (dict(fpq__overrides={'neck': dict(weight=None)}),
+     "overrides: the pattern 'neck' matches no layer"),
+    (dict(fpq__skip=['*']), 'nothing to quantize'),
+    (dict(load_from=None), 'FPQ starts from a full-precision model, and none'),
+    (dict(load_from='/none/there.pth'), "load_from: no file '/none/there.pt"),
+    (dict(fpq__teacher='/none/there.pth'), "fpq.teacher: no file"),
+    (dict(fpq__calibration=dict(num_images=5000)),
+     r'calibration.num_images: 5000 images asked for, the training set has '
+     '1400'),
+    ({'model.backbone.depth': 34}, 'load_from: .* does not fit the model:\n'
+     '  missing: backbone.layer1.2.conv1.weight'),
+    ({'model.head.num_classes': 7},
+     r'of another shape: head.fc.weight \(10, 32\) instead of \(7, 32\)'),
+])
+def test_runs_are_refused_before_the_first_iteration(fpq_config, more,
+                                                     message):
+    cfg = fpq_config(**more)
+    with pytest.raises(ValueError, match=message):
+        train(cfg)
+    assert not list(Path(cfg.work_dir).glob('epoch_*'))
+
+
+@pytest.mark.parametrize('content', [b'no pickle', b''])
+def test_a_teacher_that_is_no_checkpoint(fpq_config, tmp_path, content):
+    path = tmp_path / 'teacher.pth'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match='fpq.teacher: .* is not a checkpoin'):
+        train(fpq_config(fpq__teacher=str(path)))
+
+
+def test_a_teacher_of_another_architecture_or_quantized(fpq_config, tmp_path,
+                                                        fp):
+    state = torch.load(fp, weights_only=True)['state_dict']
+    other = {k.replace('layer3', 'layer4'): v for k, v in state.items()}
+    torch.save(other, tmp_path / 'other.pth')
+    with pytest.raises(ValueError, match='missing: backbone.layer3(.|\n)*not '
+                       'in the model: backbone.layer4'):
+        train(fpq_config(fpq__teacher=str(tmp_path / 'other.pth')))
+    train(fpq_config(folder='student'))
+    with pytest.raises(ValueError, match='was trained with FPQ: its weights'):
+        train(fpq_config(fpq__teacher=str(tmp_path / 'student/epoch_1.pth')))
+
+
+def test_code_in_a_teacher_file_is_not_run(fpq_config, tmp_path):
+
+    class Evil:
+
+        def __reduce__(self):
+            return Path.touch, (tmp_path / 'ran', )
+
+    torch.save(dict(state_dict=Evil()), tmp_path / 'evil.pth')
+    with pytest.raises(ValueError, match='can be read safely'):
+        train(fpq_config(fpq__teacher=str(tmp_path / 'evil.pth')))
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_testing_a_full_precision_checkpoint(fpq_config, fp):
+    with pytest.raises(ValueError, match='is of a full-precision model: it '
+                       'has no scales. Test it with the config'):
+        Runner.from_cfg(fpq_config()).test()
+
+
+def test_a_runner_without_a_config_says_so(fpq_config):
+    cfg = fpq_config()
+    runner = Runner.from_cfg(cfg)
+    runner.cfg.pop('optim_wrapper')
+    with pytest.raises(ValueError, match='build it with Runner.from_cfg'):
+        runner.train()
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_layer(fpq_config):
+    """An absurd learning rate; the checkpoint of epoch 1 stays loadable."""
+    cfg = fpq_config(**{'train_cfg.max_epochs': 3})
+    runner = Runner.from_cfg(cfg)
+
+    from mmengine.hooks import Hook
+
+    class Break(Hook):
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 20:
+                with torch.no_grad():
+                    runner.model.backbone.layer2[0].conv1.weight[0] = torch.nan
+
+    runner.register_hook(Break())
+    with pytest.raises(FloatingPointError,
+                       match='backbone.layer2.0.conv1.weight is not finite'):
+        runner.train()
+    assert runner.iter == 20
+    files = sorted(p.name for p in Path(cfg.work_dir).glob('epoch_*'))
+    assert files == ['epoch_1.pth']
+    state = torch.load(Path(cfg.work_dir) / files[0], weights_only=True)
+    assert all(torch.isfinite(v).all() for v in state['state_dict'].values())
+
+
+def test_an_activation_that_is_not_finite_names_the_layer(fpq_config):
+    runner = Runner.from_cfg(fpq_config())
+
+    from mmengine.hooks import Hook
+
+    class Break(Hook):
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            runner.model.backbone.layer3[1].bn2.running_var.fill_(-1)
+            runner.model.backbone.layer3[1].bn2.eval()
+
+    runner.register_hook(Break())
+    with pytest.raises(FloatingPointError,
+                       match='output is that of backbone.layer3.1.bn2'):
+        runner.train()
+
+
+def test_a_scale_that_is_not_finite_is_never_saved(fpq_config):
+    cfg = fpq_config()
+    runner = Runner.from_cfg(cfg)
+
+    from mmengine.hooks import Hook
+
+    class Break(Hook):
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None,
+                             outputs=None):
+            if runner.iter == 13:
+                with torch.no_grad():
+                    runner.model.head.fc.input_quantizer.scale.fill_(
+                        torch.nan)
+
+    runner.register_hook(Break())
+    with pytest.raises(FloatingPointError,
+                       match='not saved: the parameter head.fc.input_quantiz'):
+        runner.train()
+    assert not list(Path(cfg.work_dir).glob('epoch_*'))

@@ -1,0 +1,63 @@
+"""Scales have a group of their own, whatever built the optimizer."""
+
+import pytest
+import torch
+from torch import nn
+
+from fpq_plugin import convert, param_groups
+from fpq_plugin.param_groups import quantizer_parameters, separate_scales
+
+
+def net():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    convert(model)
+    return model
+
+
+def check(model, optimizer, lr):
+    scales = {id(p) for p in quantizer_parameters(model).values()}
+    assert len(scales) == 4
+    seen = []
+    for group in optimizer.param_groups:
+        own = [id(p) in scales for p in group['params']]
+        assert all(own) or not any(own)
+        assert group['params']
+        if any(own):
+            assert group['weight_decay'] == 0
+            assert group['lr'] == pytest.approx(lr)
+        seen += [id(p) for p in group['params']]
+    assert sorted(seen) == sorted(id(p) for p in model.parameters())
+
+
+def test_one_group_is_split():
+    model = net()
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.2, weight_decay=1e-4, momentum=0.9)
+    separate_scales(model, [optimizer], lr_mult=0.5)
+    check(model, optimizer, 0.1)
+    assert [g['momentum'] for g in optimizer.param_groups] == [0.9, 0.9]
+
+
+def test_a_group_for_each_parameter():
+    model = net()
+    optimizer = torch.optim.AdamW(
+        [dict(params=[p]) for p in model.parameters()], lr=0.2)
+    separate_scales(model, [optimizer])
+    check(model, optimizer, 0.2)
+
+
+def test_a_scale_that_the_optimizer_does_not_have_is_named():
+    model = net()
+    scales = quantizer_parameters(model)
+    forgotten = scales.pop('2.input_quantizer.scale')
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p is not forgotten], lr=0.1)
+    with pytest.raises(ValueError, match='2.input_quantizer.scale in 0 gro'):
+        separate_scales(model, [optimizer])
+
+
+def test_groups_for_a_plain_loop():
+    model = net()
+    optimizer = torch.optim.SGD(
+        param_groups(model, lr=0.1, weight_decay=1e-4))
+    check(model, optimizer, 0.1)
