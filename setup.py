@@ -14,15 +14,17 @@ def version() -> str:
 
 
 MMPRETRAIN = [
-    'mmpretrain==1.2.0',
-    'mmcv-lite==2.2.0',
-    'openmim==0.3.9',
+    'mmpretrain>=1.2.0',
+    'openmim>=0.3.9',
     # openmim needs pkg_resources, gone from setuptools 81; openxlab 0.1 pins
     # a setuptools that Python 3.12 cannot import.
     'setuptools>=68,<81',
     'openxlab<0.0.12',
 ]
-TEST = ['pytest', 'hypothesis', 'scikit-learn', 'matplotlib', 'ruff']
+DEV = [
+    'mmcv-lite>=2.2.0', 'pytest', 'hypothesis', 'scikit-learn', 'matplotlib',
+    'ruff'
+]
 
 setup(
     name='fpq-openmmlab',
@@ -37,8 +39,7 @@ setup(
     install_requires=['torch>=2.1', 'mmengine>=0.10.7', 'numpy', 'rich'],
     extras_require=dict(
         mmpretrain=MMPRETRAIN,
-        demo=MMPRETRAIN + ['matplotlib'],
-        dev=MMPRETRAIN + TEST),
+        dev=MMPRETRAIN + DEV),
     classifiers=[
         'License :: OSI Approved :: Apache Software License',
         'Programming Language :: Python :: 3',

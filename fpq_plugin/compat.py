@@ -8,6 +8,7 @@ before a Runner exists.
 from __future__ import annotations
 
 import os
+import pickle
 
 import torch
 from mmengine.utils import digit_version
@@ -29,7 +30,7 @@ def allow_mmengine_checkpoints() -> None:
 
     def getattr_of_history_buffer(owner: type, name: str):
         if owner is not HistoryBuffer or name.startswith('_'):
-            raise AttributeError(
+            raise pickle.UnpicklingError(
                 f'a checkpoint may not read {name!r} of {owner!r}')
         return getattr(owner, name)
 
@@ -90,8 +91,6 @@ def load_file(path: str) -> dict:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not a checkpoint, or holds more than weights.
     """
-    import pickle
-
     from mmengine.runner import CheckpointLoader
 
     if '://' in path:

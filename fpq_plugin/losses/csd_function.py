@@ -6,23 +6,68 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-
-def _moments(student: Tensor, teacher: Tensor, dims: tuple[int, ...]):
-    var_s, mean_s = torch.var_mean(student, dims, correction=0, keepdim=True)
-    var_t, mean_t = torch.var_mean(teacher, dims, correction=0, keepdim=True)
-    # Centred first: E[st] - E[s]E[t] cancels where the mean is large.
-    cov = ((student - mean_s) * (teacher - mean_t)).mean(dims, keepdim=True)
-    return mean_s, var_s, mean_t, var_t, cov
+from ..compiled import compiled
 
 
-def _gradient(student: Tensor, teacher: Tensor, moments: tuple[Tensor, ...],
-              eps: float) -> Tensor:
-    """Gradient of the summed squared difference with respect to student."""
-    mean_s, var_s, mean_t, var_t, cov = moments
+def _moments(student: Tensor, teacher: Tensor, over_batch: bool):
+    """Means, biased variances and covariance of maps of shape (N, C, L).
+
+    The moments are taken around the mean of the first sample: E[st] -
+    E[s]E[t] would cancel where the mean is large. Each row of L elements is
+    summed while it is in cache, the N rows' means are averaged after.
+
+    Returns:
+        tuple: (mean_s, var_s, mean_t, var_t, cov), each of shape (1, C, 1),
+        or (N, C, 1) if not ``over_batch``.
+    """
+
+    def mean(z: Tensor) -> Tensor:
+        z = z.mean(2, keepdim=True)
+        return z.mean(0, keepdim=True) if over_batch else z
+
+    def centre(z: Tensor) -> Tensor:
+        return (z[:1] if over_batch else z).mean(2, keepdim=True)
+
+    centre_s, centre_t = centre(student), centre(teacher)
+    s, t = student - centre_s, teacher - centre_t
+    mean_s, mean_t = mean(s), mean(t)
+    var_s = mean(s * s) - mean_s * mean_s
+    var_t = mean(t * t) - mean_t * mean_t
+    cov = mean(s * t) - mean_s * mean_t
+    return centre_s + mean_s, var_s, centre_t + mean_t, var_t, cov
+
+
+@compiled
+def _loss(student: Tensor, teacher: Tensor, over_batch: bool,
+          eps: float) -> tuple[Tensor, ...]:
+    """The loss of maps of shape (N, C, L) and what its gradient needs.
+
+    Returns:
+        tuple: The loss, a scalar, and (own, mean_s, cross, mean_t) of the
+        gradient ``own (z_s - mean_s) + cross (z_t - mean_t)``, of the
+        moments' shape.
+    """
+    wide = _wide(student)
+    mean_s, var_s, mean_t, var_t, cov = _moments(
+        student.to(wide), teacher.to(wide), over_batch)
     a, b = (var_s + eps).rsqrt(), (var_t + eps).rsqrt()
-    own = 2 * a.square() * (eps * a.square() + cov * a * b)
+    own = 2 * a * a * (eps * a * a + cov * a * b)
     cross = -2 * a * b
-    return own * (student - mean_s) + cross * (teacher - mean_t)
+    per_channel = (
+        var_t / (var_t + eps) + var_s / (var_s + eps) - 2 * cov /
+        ((var_t + eps) * (var_s + eps)).sqrt())
+    loss = per_channel.sum() * (student.numel() // cov.numel())
+    return loss, own, mean_s, cross, mean_t
+
+
+@compiled
+def _gradient(student: Tensor, teacher: Tensor, own: Tensor, mean_s: Tensor,
+              cross: Tensor, mean_t: Tensor, grad: Tensor) -> Tensor:
+    """Gradient for the student's map, times ``grad``, a scalar."""
+    wide = _wide(student)
+    out = (grad * own) * (student.to(wide) - mean_s)
+    out = out + (grad * cross) * (teacher.to(wide) - mean_t)
+    return out.to(student.dtype)
 
 
 class CSDFunction(Function):
@@ -35,26 +80,41 @@ class CSDFunction(Function):
 
     @staticmethod
     def forward(ctx, student, teacher, dims, eps):
-        wide = _wide(student)
-        moments = _moments(student.to(wide), teacher.to(wide), dims)
-        _, var_s, _, var_t, cov = moments
-        ctx.save_for_backward(student, teacher, *moments)
-        ctx.settings = (dims, eps)
-        elements = student.numel() // cov.numel()
-        per_channel = (
-            var_t / (var_t + eps) + var_s / (var_s + eps) - 2 * cov /
-            ((var_t + eps) * (var_s + eps)).sqrt())
-        return per_channel.sum() * elements
+        over_batch = 0 in dims
+        channel = max(set(range(student.dim())) - set(dims))
+        run = _loss if _loss.pays(student) else _loss.plain
+        loss, *coefficients = run(
+            _as_maps(student, channel), _as_maps(teacher, channel), over_batch,
+            eps)
+        ctx.save_for_backward(student, teacher, *coefficients)
+        ctx.settings = (channel, over_batch, eps)
+        return loss
 
     @staticmethod
     def backward(ctx, grad):
-        student, teacher, *moments = ctx.saved_tensors
-        dims, eps = ctx.settings
-        z_s, z_t = (z.to(_wide(student)) for z in (student, teacher))
+        student, teacher, *coefficients = ctx.saved_tensors
+        channel, over_batch, eps = ctx.settings
+        maps = _as_maps(student, channel), _as_maps(teacher, channel)
         if torch.is_grad_enabled():  # a second derivative will be asked for
-            moments = _moments(z_s, z_t, dims)
-        out = _gradient(z_s, z_t, moments, eps) * grad
-        return out.to(student.dtype), None, None, None
+            _, *coefficients = _loss.plain(*maps, over_batch, eps)
+            run = _gradient.plain
+        else:
+            run = _gradient if _gradient.pays(student) else _gradient.plain
+        out = run(*maps, *coefficients, grad)
+        return _from_maps(out, student.shape, channel), None, None, None
+
+
+def _as_maps(z: Tensor, channel: int) -> Tensor:
+    """``z`` as (N, C, L); a tensor of two axes is one sample, N = 1."""
+    if z.dim() == 2:
+        return z.movedim(channel, 0)[None]
+    return z.movedim(channel, 1).flatten(2)
+
+
+def _from_maps(maps: Tensor, shape: torch.Size, channel: int) -> Tensor:
+    """The inverse of :func:`_as_maps`."""
+    places = (*shape[:channel], *shape[channel + 1:])
+    return maps.movedim(1, -1).reshape(*places, -1).movedim(-1, channel)
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -68,9 +128,10 @@ def csd(student: Tensor, teacher: Tensor, dims: tuple[int, ...],
     Computes in float32 (float64 for float64 maps), also under autocast.
 
     Args:
-        student (Tensor): The student's map z_s, any shape.
+        student (Tensor): The student's map z_s of two or more axes.
         teacher (Tensor): The teacher's map z_t, same shape; no gradient.
-        dims (tuple[int]): Axes that share mean and variance.
+        dims (tuple[int]): Axes that share mean and variance: all but the
+            channels', or all but those and the first.
         eps (float): Added to each variance.
 
     Returns:

@@ -11,6 +11,9 @@ constant, ``clip`` passes the gradient where its argument is inside
 Given the rounding residual and the mask, ``x_hat`` is linear in ``x`` and
 ``s``: the surrogate's second derivatives are zero, and the backward is a
 linear map of the incoming gradient, whose own derivative is its adjoint.
+
+In code the zero point moves into the bounds, ``clip(round(x / s), qmin - z,
+qmax - z) * s``, which is the same number.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.autograd import Function
+
+from ..compiled import compiled
 
 STEP_FLOOR = torch.finfo(torch.float32).eps
 
@@ -34,6 +39,62 @@ def positive_step(scale: Tensor) -> Tensor:
     return scale.abs().clamp_min(STEP_FLOOR)
 
 
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@compiled
+def _quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int,
+              quant_max: int) -> Tensor:
+    """Equation (3); ``scale`` and ``zero_point`` broadcast to ``x``."""
+    dtype = _compute_dtype(x)
+    step = positive_step(scale).to(dtype)
+    low, high = _bounds(zero_point, quant_min, quant_max, dtype)
+    steps = (x.to(dtype) / step).round_().clamp_(low, high)
+    return steps.mul_(step).to(x.dtype)
+
+
+def _bounds(zero_point: Tensor, quant_min: int, quant_max: int,
+            dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    low = quant_min - zero_point.to(dtype)
+    return low, low + (quant_max - quant_min)
+
+
+def _slopes(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int,
+            quant_max: int) -> tuple[Tensor, Tensor]:
+    """``d x_hat / d x`` and ``d x_hat / d s``, elementwise."""
+    dtype = _compute_dtype(x)
+    v = x.to(dtype) / positive_step(scale).to(dtype)
+    rounded = torch.round(v)
+    clipped = rounded.clamp(
+        *_bounds(zero_point, quant_min, quant_max, dtype))
+    inside = rounded == clipped
+    return inside, torch.where(inside, clipped - v, clipped)
+
+
+def _sign(scale: Tensor) -> Tensor:
+    """``d s / d scale``: -1 below zero, else 1."""
+    return 1 - 2 * (scale < 0).to(scale.dtype)
+
+
+@compiled
+def _gradients(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor,
+               quant_min: int, quant_max: int) -> tuple[Tensor, Tensor]:
+    """Gradients for ``x`` and ``scale`` from the one for ``x_hat``."""
+    inside, step_slope = _slopes(x, scale, zero_point, quant_min, quant_max)
+    grad_step = step_slope.mul_(grad).sum_to_size(scale.shape)
+    return grad * inside, grad_step.to(scale.dtype) * _sign(scale)
+
+
+def _memory_format(x: Tensor) -> torch.memory_format | None:
+    """The dense format of ``x``, None for any other layout."""
+    if x.is_contiguous():
+        return torch.contiguous_format
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return None
+
+
 def _along_channels(value: Tensor, x: Tensor, ch_axis: int | None) -> Tensor:
     if ch_axis is None:
         return value
@@ -42,72 +103,63 @@ def _along_channels(value: Tensor, x: Tensor, ch_axis: int | None) -> Tensor:
     return value.view(shape)
 
 
-def _quantize(x: Tensor, step: Tensor, zero_point: Tensor, quant_min: int,
-              quant_max: int) -> Tensor:
-    x_int = torch.round(x / step).add_(zero_point).clamp_(quant_min, quant_max)
-    return x_int.sub_(zero_point).mul_(step)
+def _run(kernel, maps: tuple[Tensor, ...], scale: Tensor, zero_point: Tensor,
+         quant_min: int, quant_max: int, ch_axis: int | None):
+    """Run ``kernel`` on maps of one shape, the last of which is ``x``.
+
+    The compiled kernel sees memory in its own order, as one row or as one
+    row per channel, so that one compilation serves every shape.
+    """
+    x = maps[-1]
+    memory_format = (
+        _memory_format(x) if not ch_axis and kernel.pays(x) else None)
+    if memory_format is None:
+        return kernel.plain(*maps, _along_channels(scale, x, ch_axis),
+                            _along_channels(zero_point, x, ch_axis),
+                            quant_min, quant_max)
+    rows = scale.numel()
+    row = x.numel() // rows
+    maps = (z.contiguous(memory_format=memory_format).as_strided(
+        (rows, row), (row, 1)) for z in maps)
+    return kernel(*maps, scale.view(rows, 1), zero_point.view(rows, 1),
+                  quant_min, quant_max)
 
 
-def _surrogate_slopes(x: Tensor, step: Tensor, zero_point: Tensor,
-                      quant_min: int, quant_max: int) -> tuple[Tensor, Tensor]:
-    """``d x_hat / d x`` and ``d x_hat / d s``, elementwise."""
-    v = x / step
-    unclipped = torch.round(v).add_(zero_point)
-    clipped = unclipped.clamp(quant_min, quant_max)
-    inside = unclipped == clipped
-    steps = clipped.sub_(zero_point)
-    step_slope = torch.where(inside, steps - v, steps)
-    return inside, step_slope
+def _backward(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor,
+              quant_min: int, quant_max: int, ch_axis: int | None,
+              grad_factor: float) -> tuple[Tensor, Tensor]:
+    grad_x, grad_scale = _run(_gradients, (grad, x), scale, zero_point,
+                              quant_min, quant_max, ch_axis)
+    if grad_x.shape != x.shape:
+        grad_x.as_strided_(x.shape, x.stride())
+    return grad_x, grad_scale.view(scale.shape).mul_(grad_factor)
 
 
 class _FakeQuantizeBackward(Function):
     """The backward of :class:`FakeQuantizeFunction`, linear in ``grad``."""
 
     @staticmethod
-    def forward(ctx, grad, x, scale, zero_point, quant_min, quant_max, ch_axis,
-                grad_factor):
+    def forward(ctx, grad, x, scale, zero_point, *settings):
         ctx.save_for_backward(x, scale, zero_point)
-        ctx.settings = (quant_min, quant_max, ch_axis, grad_factor)
-        inside, step_slope = _slopes(x, scale, zero_point, quant_min,
-                                     quant_max, ch_axis)
-        grad_x = grad * inside
-        per_element = step_slope.mul_(grad)
-        if ch_axis is None:
-            grad_step = per_element.sum().reshape(scale.shape)
-        else:
-            grad_step = per_element.movedim(ch_axis, 0).reshape(
-                scale.numel(), -1).sum(1)
-        sign = torch.where(scale < 0, -grad_factor, grad_factor)
-        return grad_x, (grad_step * sign).to(scale.dtype)
+        ctx.settings = settings
+        return _backward(grad, x, scale, zero_point, *settings)
 
     @staticmethod
     def backward(ctx, grad_grad_x, grad_grad_scale):
         x, scale, zero_point = ctx.saved_tensors
         quant_min, quant_max, ch_axis, grad_factor = ctx.settings
         with torch.no_grad():
-            inside, step_slope = _slopes(x, scale, zero_point, quant_min,
-                                         quant_max, ch_axis)
-            sign = torch.where(scale < 0, -grad_factor, grad_factor)
+            inside, step_slope = _slopes(
+                x, _along_channels(scale, x, ch_axis),
+                _along_channels(zero_point, x, ch_axis), quant_min, quant_max)
         out = 0
         if grad_grad_x is not None:
             out = grad_grad_x * inside
         if grad_grad_scale is not None:
-            along = _along_channels(grad_grad_scale * sign, x, ch_axis)
-            out = out + along * step_slope
+            grad_grad_step = grad_grad_scale * _sign(scale) * grad_factor
+            out = out + _along_channels(grad_grad_step, x,
+                                        ch_axis) * step_slope
         return (out.to(x.dtype), ) + (None, ) * 7
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _slopes(x, scale, zero_point, quant_min, quant_max, ch_axis):
-    dtype = _compute_dtype(x)
-    return _surrogate_slopes(
-        x.to(dtype),
-        _along_channels(positive_step(scale).to(dtype), x, ch_axis),
-        _along_channels(zero_point.to(dtype), x, ch_axis), quant_min,
-        quant_max)
 
 
 class FakeQuantizeFunction(Function):
@@ -118,19 +170,19 @@ class FakeQuantizeFunction(Function):
                 grad_factor):
         ctx.save_for_backward(x, scale, zero_point)
         ctx.settings = (quant_min, quant_max, ch_axis, grad_factor)
-        dtype = _compute_dtype(x)
-        out = _quantize(
-            x.to(dtype),
-            _along_channels(positive_step(scale).to(dtype), x, ch_axis),
-            _along_channels(zero_point.to(dtype), x, ch_axis), quant_min,
-            quant_max)
-        return out.to(x.dtype)
+        out = _run(_quantize, (x, ), scale, zero_point, quant_min, quant_max,
+                   ch_axis)
+        return (out if out.shape == x.shape else out.as_strided_(
+            x.shape, x.stride()))
 
     @staticmethod
     def backward(ctx, grad):
-        grad_x, grad_scale = _FakeQuantizeBackward.apply(
-            grad, *ctx.saved_tensors, *ctx.settings)
-        return grad_x.to(grad.dtype), grad_scale, None, None, None, None, None
+        # The node costs time and is needed for a second derivative alone.
+        run = (
+            _FakeQuantizeBackward.apply
+            if torch.is_grad_enabled() else _backward)
+        grad_x, grad_scale = run(grad, *ctx.saved_tensors, *ctx.settings)
+        return grad_x, grad_scale, None, None, None, None, None
 
 
 def fake_quantize(x: Tensor,

@@ -1,0 +1,36 @@
+# make demo   train FP, LSQ and FPQ on Fashion-MNIST through mim; table, picture
+# make test   the test suite
+# make lint   ruff
+# Each makes what it needs, in the checkout, and is quick the second time.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PINS := requirements/py311-torch212.txt
+INSTALLED := $(VENV)/.installed
+DATA := data/fashion_mnist
+
+.PHONY: demo test test-slow lint data clean
+
+$(INSTALLED): setup.py $(PINS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r $(PINS) -e .[dev]
+	touch $@
+
+data: $(INSTALLED)
+	$(BIN)/python tools/fashion_mnist.py $(DATA)
+
+demo: data
+	$(BIN)/python tools/demo.py --data data --out work_dirs/demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+
+clean:
+	rm -rf $(VENV) data work_dirs build *.egg-info

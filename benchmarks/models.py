@@ -1,0 +1,74 @@
+"""The models that the benchmarks run, with batch size and image size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+CLASSES = 100
+
+
+class _Classifier(nn.Module):
+    """A backbone of mmpretrain with a linear head."""
+
+    def __init__(self, backbone: nn.Module, features: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(features, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone(x)[-1].mean((2, 3)))
+
+
+def _resnet18_cifar() -> nn.Module:
+    from mmpretrain.models import ResNet_CIFAR
+    return _Classifier(ResNet_CIFAR(depth=18), 512)
+
+
+def _torchvision(name: str) -> Callable[[], nn.Module]:
+
+    def build() -> nn.Module:
+        import torchvision
+        return getattr(torchvision.models, name)(num_classes=CLASSES)
+
+    return build
+
+
+def _vit_small() -> nn.Module:
+    from mmpretrain.models import VisionTransformer
+
+    class TokenClassifier(_Classifier):
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.backbone(x)[-1])
+
+    return TokenClassifier(VisionTransformer('deit-small', img_size=224), 384)
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+    'resnet18-32': (_resnet18_cifar, 32, 32),
+    'mobilenet_v2-112': (_torchvision('mobilenet_v2'), 8, 112),
+    'resnet18-224': (_torchvision('resnet18'), 8, 224),
+    'resnet50-224': (_torchvision('resnet50'), 8, 224),
+    'vit-small-224': (_vit_small, 8, 224),
+}
+"""Name to (constructor, batch size, pixels)."""
+
+
+def build(name: str, device: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """A model with random weights and a batch for it.
+
+    Args:
+        name (str): Key of :data:`MODELS`.
+        device (str): Where model and batch live.
+
+    Returns:
+        tuple: The model, images (N, 3, H, W) and labels (N,).
+    """
+    torch.manual_seed(0)
+    constructor, batch, pixels = MODELS[name]
+    x = torch.randn(batch, 3, pixels, pixels, device=device)
+    y = torch.randint(0, CLASSES, (batch, ), device=device)
+    return constructor().to(device), x, y
