@@ -195,6 +195,7 @@ def draw(reports: list[dict], path: Path) -> None:
             axis.axvline(rows['FP + teacher (floor)']['ms'], color='k',
                          linestyle=':', label='floor')
             axis.legend()
+        axis.margins(x=0.15)
         axis.invert_yaxis()
         axis.set_xlabel('ms a step (median)')
         axis.set_title(f'{report["model"]}, {report["threads"]} thread(s)')

@@ -30,6 +30,11 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+try:
+    from torch.compiler import is_compiling
+except ImportError:  # torch 2.1 and 2.2
+    from torch._dynamo import is_compiling
+
 MIN_ELEMENTS = 2**13
 """Below this a compiled call's guards cost more than its fusion saves."""
 
@@ -83,7 +88,7 @@ class CompiledFunction:
                 and x.device.type in ('cpu', 'cuda')
                 and type(x) in (Tensor, nn.Parameter)
                 and _report.failure is None and _enabled()
-                and not torch.compiler.is_compiling()
+                and not is_compiling()
                 and not torch.jit.is_tracing())
 
     def __call__(self, *args: Any) -> Any:

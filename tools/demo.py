@@ -41,7 +41,7 @@ def mim(verb: str, config: str, env: dict[str, str], *args: str) -> str:
             stderr=subprocess.STDOUT) as process:
         for line in process.stdout:
             lines.append(line)
-            if re.search(r'Epoch\(|FPQ|Error|^ *(backbone|head)', line):
+            if re.search(r'Epoch\(|- FPQ|Error| (Conv2d|Linear) ', line):
                 print(line, end='', flush=True)
     if process.returncode:
         sys.exit(''.join(lines[-40:]) + f'\nmim {verb} {config} failed')

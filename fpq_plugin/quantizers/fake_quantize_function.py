@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..compiled import compiled
+from ..compiled import CompiledFunction, compiled
 
 STEP_FLOOR = torch.finfo(torch.float32).eps
 
@@ -103,8 +103,9 @@ def _along_channels(value: Tensor, x: Tensor, ch_axis: int | None) -> Tensor:
     return value.view(shape)
 
 
-def _run(kernel, maps: tuple[Tensor, ...], scale: Tensor, zero_point: Tensor,
-         quant_min: int, quant_max: int, ch_axis: int | None):
+def _run(kernel: CompiledFunction, maps: tuple[Tensor, ...], scale: Tensor,
+         zero_point: Tensor, quant_min: int, quant_max: int,
+         ch_axis: int | None) -> Tensor | tuple[Tensor, Tensor]:
     """Run ``kernel`` on maps of one shape, the last of which is ``x``.
 
     The compiled kernel sees memory in its own order, as one row or as one
