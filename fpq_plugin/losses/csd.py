@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmengine.dist import get_world_size
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -25,6 +26,9 @@ class CSDLoss(nn.Module):
             space; ``'space'``, space of each sample (batch again for maps
             without a space axis). Defaults to 'batch'.
         eps (float): Added to the variance. Defaults to 1e-5.
+        sync (bool): Whether batch statistics are those of all processes'
+            joint batch, at the price of one collective a layer. Defaults to
+            False: each process's own, as in batch norm.
 
     Raises:
         ValueError: If an option has another value than these.
@@ -42,7 +46,8 @@ class CSDLoss(nn.Module):
                  loss_weight: float = 1.0,
                  reduction: str = 'mean',
                  statistics: str = 'batch',
-                 eps: float = 1e-5) -> None:
+                 eps: float = 1e-5,
+                 sync: bool = False) -> None:
         super().__init__()
         if reduction not in ('mean', 'channel_sum', 'sum'):
             raise ValueError("reduction must be 'mean', 'channel_sum' or "
@@ -58,6 +63,7 @@ class CSDLoss(nn.Module):
         self.reduction = reduction
         self.statistics = statistics
         self.eps = eps
+        self.sync = sync
 
     def forward(self,
                 student: Tensor,
@@ -87,14 +93,16 @@ class CSDLoss(nn.Module):
         dims = tuple(d for d in range(student.dim()) if d != channel_axis)
         if self.statistics == 'space' and len(dims) > 1:
             dims = dims[1:]
-        total = csd(student, teacher.detach(), dims, self.eps)
+        factor = self.loss_weight
         if self.reduction == 'mean':
-            total = total / student.numel()
+            factor /= student.numel()
         elif self.reduction == 'channel_sum':
-            total = total * student.shape[channel_axis] / student.numel()
-        return total * self.loss_weight
+            factor *= student.shape[channel_axis] / student.numel()
+        joint = self.sync and get_world_size() > 1
+        return csd(student, teacher.detach(), dims, self.eps, joint) * factor
 
     def extra_repr(self) -> str:
         return (f'loss_weight={self.loss_weight}, '
                 f'reduction={self.reduction!r}, '
-                f'statistics={self.statistics!r}, eps={self.eps}')
+                f'statistics={self.statistics!r}, eps={self.eps}, '
+                f'sync={self.sync}')

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..compiled import compiled
+from .joint_moments import joint_moments
 
 
 def _moments(student: Tensor, teacher: Tensor, over_batch: bool):
@@ -48,15 +49,30 @@ def _loss(student: Tensor, teacher: Tensor, over_batch: bool,
         moments' shape.
     """
     wide = _wide(student)
-    mean_s, var_s, mean_t, var_t, cov = _moments(
-        student.to(wide), teacher.to(wide), over_batch)
+    moments = _moments(student.to(wide), teacher.to(wide), over_batch)
+    return _from_moments(moments, student.numel(), eps)
+
+
+def _joint_loss(student: Tensor, teacher: Tensor,
+                eps: float) -> tuple[Tensor, ...]:
+    """:func:`_loss` with the statistics of all processes' joint batch."""
+    wide = _wide(student)
+    moments = _moments(student.to(wide), teacher.to(wide), True)
+    elements = student.numel()
+    joint = joint_moments(moments, elements // moments[0].numel())
+    return _from_moments(joint, elements, eps)
+
+
+def _from_moments(moments: tuple[Tensor, ...], elements: int,
+                  eps: float) -> tuple[Tensor, ...]:
+    mean_s, var_s, mean_t, var_t, cov = moments
     a, b = (var_s + eps).rsqrt(), (var_t + eps).rsqrt()
     own = 2 * a * a * (eps * a * a + cov * a * b)
     cross = -2 * a * b
     per_channel = (
         var_t / (var_t + eps) + var_s / (var_s + eps) - 2 * cov /
         ((var_t + eps) * (var_s + eps)).sqrt())
-    loss = per_channel.sum() * (student.numel() // cov.numel())
+    loss = per_channel.sum() * (elements // cov.numel())
     return loss, own, mean_s, cross, mean_t
 
 
@@ -79,29 +95,34 @@ class CSDFunction(Function):
     """
 
     @staticmethod
-    def forward(ctx, student, teacher, dims, eps):
+    def forward(ctx, student, teacher, dims, eps, joint):
         over_batch = 0 in dims
         channel = max(set(range(student.dim())) - set(dims))
-        run = _loss if _loss.pays(student) else _loss.plain
-        loss, *coefficients = run(
-            _as_maps(student, channel), _as_maps(teacher, channel), over_batch,
-            eps)
+        maps = _as_maps(student, channel), _as_maps(teacher, channel)
+        if joint and over_batch:
+            loss, *coefficients = _joint_loss(*maps, eps)
+        else:
+            run = _loss if _loss.pays(student) else _loss.plain
+            loss, *coefficients = run(*maps, over_batch, eps)
         ctx.save_for_backward(student, teacher, *coefficients)
-        ctx.settings = (channel, over_batch, eps)
+        ctx.settings = (channel, over_batch, eps, joint)
         return loss
 
     @staticmethod
     def backward(ctx, grad):
         student, teacher, *coefficients = ctx.saved_tensors
-        channel, over_batch, eps = ctx.settings
+        channel, over_batch, eps, joint = ctx.settings
         maps = _as_maps(student, channel), _as_maps(teacher, channel)
         if torch.is_grad_enabled():  # a second derivative will be asked for
+            if joint and over_batch:
+                raise RuntimeError(
+                    'CSDLoss(sync=True) can be differentiated once only')
             _, *coefficients = _loss.plain(*maps, over_batch, eps)
             run = _gradient.plain
         else:
             run = _gradient if _gradient.pays(student) else _gradient.plain
         out = run(*maps, *coefficients, grad)
-        return _from_maps(out, student.shape, channel), None, None, None
+        return _from_maps(out, student.shape, channel), *(None, ) * 4
 
 
 def _as_maps(z: Tensor, channel: int) -> Tensor:
@@ -121,8 +142,11 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def csd(student: Tensor, teacher: Tensor, dims: tuple[int, ...],
-        eps: float) -> Tensor:
+def csd(student: Tensor,
+        teacher: Tensor,
+        dims: tuple[int, ...],
+        eps: float,
+        joint: bool = False) -> Tensor:
     """``sum (T - S)^2`` of the maps standardized over ``dims``.
 
     Computes in float32 (float64 for float64 maps), also under autocast.
@@ -133,8 +157,10 @@ def csd(student: Tensor, teacher: Tensor, dims: tuple[int, ...],
         dims (tuple[int]): Axes that share mean and variance: all but the
             channels', or all but those and the first.
         eps (float): Added to each variance.
+        joint (bool): Whether to standardize over all processes' joint batch;
+            the sum stays this process's share. Defaults to False.
 
     Returns:
         Tensor: Scalar.
     """
-    return CSDFunction.apply(student, teacher, dims, eps)
+    return CSDFunction.apply(student, teacher, dims, eps, joint)
