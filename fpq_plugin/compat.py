@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections import OrderedDict
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from mmengine.utils import digit_version
 
 
-def allow_mmengine_checkpoints() -> None:
-    """Let torch >= 2.6 read mmengine's own checkpoints, and nothing more.
+_WEIGHTS_ONLY_TAKES_NAMES = digit_version(
+    torch.__version__) >= digit_version('2.6.0')
 
-    ``torch.load`` refuses unlisted types there, and mmengine 0.10.7 saves
-    its message hub's ``HistoryBuffer`` (which pickles its own methods through
-    ``builtins.getattr``) and numpy arrays. They are allowed by name; in place
-    of ``getattr`` stands a function that gives HistoryBuffer's public names
-    and nothing else. torch < 2.6 does not need it (2.4 breaks on it).
+
+def _types_of_mmengine() -> dict[str, Any]:
+    """What mmengine 0.10.7's checkpoints hold besides weights, by name.
+
+    That is its message hub: numpy scalars and arrays, and ``HistoryBuffer``,
+    which pickles its own methods through ``builtins.getattr``. In place of
+    ``getattr`` stands a function that gives HistoryBuffer's public names and
+    nothing else.
     """
-    if digit_version(torch.__version__) < digit_version('2.6.0'):
-        return
     import numpy as np
     from mmengine.logging import HistoryBuffer
 
@@ -34,21 +38,65 @@ def allow_mmengine_checkpoints() -> None:
                 f'a checkpoint may not read {name!r} of {owner!r}')
         return getattr(owner, name)
 
-    core = np._core if hasattr(np, '_core') else np.core
-    multiarray = core.multiarray
-    allowed = [
-        HistoryBuffer,
-        np.ndarray,
-        np.dtype,
-        (getattr_of_history_buffer, 'builtins.getattr'),
-    ]
-    for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
-        allowed.append((multiarray._reconstruct, f'{module}._reconstruct'))
-        allowed.append((multiarray.scalar, f'{module}.scalar'))
-    kinds = ('float16', 'float32', 'float64', 'int8', 'int16', 'int32',
-             'int64', 'uint8', 'uint16', 'uint32', 'uint64', 'bool')
-    allowed += list({type(np.dtype(kind)) for kind in kinds})
-    torch.serialization.add_safe_globals(allowed)
+    allowed = {
+        'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+        'builtins.getattr': getattr_of_history_buffer,
+        'numpy.ndarray': np.ndarray,
+        'numpy.dtype': np.dtype,
+    }
+    # numpy 1.26 has both, but its _core is a stub.
+    core = np.core if np.__version__.startswith('1.') else np._core
+    for name in ('_reconstruct', 'scalar'):
+        for package in ('numpy.core', 'numpy._core'):
+            allowed[f'{package}.multiarray.{name}'] = getattr(
+                core.multiarray, name)
+    for kind in ('float16', 'float32', 'float64', 'int8', 'int16', 'int32',
+                 'int64', 'uint8', 'uint16', 'uint32', 'uint64', 'bool'):
+        dtype = type(np.dtype(kind))
+        allowed[f'{dtype.__module__}.{dtype.__qualname__}'] = dtype
+    return allowed
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Let torch >= 2.6 read mmengine's own checkpoints, and nothing more.
+
+    ``torch.load`` refuses unlisted types there, so that mmengine's test and
+    resume fail on its own files. Older versions load anything.
+    """
+    if _WEIGHTS_ONLY_TAKES_NAMES:
+        torch.serialization.add_safe_globals(
+            [(value, name) for name, value in _types_of_mmengine().items()])
+
+
+def _load_safely(path: str) -> Any:
+    """``torch.load`` that runs no code of the file."""
+    if _WEIGHTS_ONLY_TAKES_NAMES:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    # torch < 2.6: weights_only exists, but takes no further types.
+    allowed = {
+        'collections.OrderedDict': OrderedDict,
+        'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
+        'torch._utils._rebuild_parameter': torch._utils._rebuild_parameter,
+        'torch.Size': torch.Size,
+        'torch.device': torch.device,
+        **_types_of_mmengine()
+    }
+
+    class Unpickler(pickle.Unpickler):
+
+        def find_class(self, module: str, name: str) -> Any:
+            if f'{module}.{name}' not in allowed:
+                raise pickle.UnpicklingError(f'unsupported {module}.{name}')
+            return allowed[f'{module}.{name}']
+
+    def load(file: Any, **options: Any) -> Any:
+        return Unpickler(file, **options).load()
+
+    return torch.load(
+        path,
+        map_location='cpu',
+        weights_only=False,
+        pickle_module=SimpleNamespace(Unpickler=Unpickler, load=load))
 
 
 def allow_launch_without_accelerator() -> None:
@@ -98,7 +146,7 @@ def load_file(path: str) -> dict:
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no file {path!r}')
     try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
+        content = _load_safely(path)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError,
             KeyError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]

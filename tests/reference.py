@@ -13,9 +13,12 @@ def fake_quantize_64(x: Tensor, step: Tensor, zero_point: Tensor,
     ``step`` and ``zero_point`` broadcast to ``x``.
     """
     v = x / step
-    rounded = v + (torch.round(v) - v).detach()
-    x_int = torch.clamp(rounded + zero_point, quant_min, quant_max)
-    return (x_int - zero_point) * step
+    rounded = torch.round(v.detach())
+    unclipped = rounded + zero_point
+    inside = (unclipped >= quant_min) & (unclipped <= quant_max)
+    moving = v + (rounded - v.detach())
+    stuck = unclipped.clamp(quant_min, quant_max) - zero_point
+    return torch.where(inside, moving, stuck) * step
 
 
 def frozen_surrogate(x: Tensor, step: Tensor, zero_point: Tensor,
