@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from mmengine.utils import digit_version
 
-
 _WEIGHTS_ONLY_TAKES_NAMES = digit_version(
     torch.__version__) >= digit_version('2.6.0')
 
@@ -96,7 +95,8 @@ def _load_safely(path: str) -> Any:
         path,
         map_location='cpu',
         weights_only=False,
-        pickle_module=SimpleNamespace(Unpickler=Unpickler, load=load))
+        pickle_module=SimpleNamespace(
+            __name__='safe_pickle', Unpickler=Unpickler, load=load))
 
 
 def allow_launch_without_accelerator() -> None:
