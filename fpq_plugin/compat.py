@@ -7,6 +7,7 @@ before a Runner exists.
 
 from __future__ import annotations
 
+import codecs
 import os
 import pickle
 from collections import OrderedDict
@@ -73,6 +74,7 @@ def _load_safely(path: str) -> Any:
         return torch.load(path, map_location='cpu', weights_only=True)
     # torch < 2.6: weights_only exists, but takes no further types.
     allowed = {
+        '_codecs.encode': codecs.encode,
         'collections.OrderedDict': OrderedDict,
         'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
         'torch._utils._rebuild_parameter': torch._utils._rebuild_parameter,
@@ -84,6 +86,8 @@ def _load_safely(path: str) -> Any:
     class Unpickler(pickle.Unpickler):
 
         def find_class(self, module: str, name: str) -> Any:
+            # Protocol 2 has Python 2's module names.
+            module = 'builtins' if module == '__builtin__' else module
             if f'{module}.{name}' not in allowed:
                 raise pickle.UnpicklingError(f'unsupported {module}.{name}')
             return allowed[f'{module}.{name}']
