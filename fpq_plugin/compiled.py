@@ -126,6 +126,11 @@ class CompiledFunction:
         return out
 
     def _compile(self) -> Callable:
+        if _report.count == 0:
+            print_log(
+                'FPQ compiles its kernels in the first iterations, which '
+                'takes some seconds a process; FPQ_COMPILE=0 turns it off',
+                'current')
         import torch._dynamo.utils
         import torch._inductor
         self._graphs = torch._dynamo.utils.counters['stats']

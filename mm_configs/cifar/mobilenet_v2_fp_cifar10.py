@@ -3,3 +3,6 @@ _base_ = [
     '../_base_/cifar10.py',
     '../_base_/cifar_200e.py',
 ]
+
+# Not for training: lets torch >= 2.6 read mmengine's checkpoints in mim test.
+custom_imports = dict(imports=['fpq_plugin'], allow_failed_imports=False)

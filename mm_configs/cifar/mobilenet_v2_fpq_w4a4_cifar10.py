@@ -1,4 +1,9 @@
-_base_ = ['./mobilenet_v2_fp_cifar10.py', '../_base_/fpq_w4a4.py']
+_base_ = [
+    '../_base_/mobilenet_v2_cifar.py',
+    '../_base_/cifar10.py',
+    '../_base_/cifar_200e.py',
+    '../_base_/fpq_w4a4.py',
+]
 
 default_hooks = dict(fpq=_base_.fpq)
 load_from = (

@@ -5,3 +5,5 @@ _base_ = [
 ]
 
 model = dict(head=dict(num_classes=100))
+# Not for training: lets torch >= 2.6 read mmengine's checkpoints in mim test.
+custom_imports = dict(imports=['fpq_plugin'], allow_failed_imports=False)

@@ -1,4 +1,9 @@
-_base_ = ['./resnet18_fp_cifar10.py', '../_base_/fpq_w4a4.py']
+_base_ = [
+    'mmpretrain::_base_/models/resnet18_cifar.py',
+    '../_base_/cifar10.py',
+    '../_base_/cifar_200e.py',
+    '../_base_/fpq_w4a4.py',
+]
 
 default_hooks = dict(fpq=_base_.fpq)
 load_from = '{{$FPQ_WORK_DIRS:work_dirs}}/resnet18_fp_cifar10/epoch_200.pth'

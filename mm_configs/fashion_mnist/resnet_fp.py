@@ -2,13 +2,8 @@
 _base_ = [
     '../_base_/fashion_mnist.py',
     '../_base_/resnet_fashion_mnist.py',
+    '../_base_/fashion_mnist_6e.py',
 ]
 
-optim_wrapper = dict(
-    optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=5e-4))
-param_scheduler = dict(
-    type='CosineAnnealingLR',
-    T_max=6,
-    by_epoch=True,
-    convert_to_iter_based=True)
-train_cfg = dict(by_epoch=True, max_epochs=6, val_interval=1)
+# Not for training: lets torch >= 2.6 read mmengine's checkpoints in mim test.
+custom_imports = dict(imports=['fpq_plugin'], allow_failed_imports=False)

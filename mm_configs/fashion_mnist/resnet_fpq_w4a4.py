@@ -1,5 +1,10 @@
 # FPQ from the teacher's last epoch, the paper's p = 0.1 and lambda = 1.
-_base_ = ['./resnet_fp.py', '../_base_/fpq_w4a4.py']
+_base_ = [
+    '../_base_/fashion_mnist.py',
+    '../_base_/resnet_fashion_mnist.py',
+    '../_base_/fashion_mnist_6e.py',
+    '../_base_/fpq_w4a4.py',
+]
 
 default_hooks = dict(fpq=_base_.fpq)
 load_from = '{{$FPQ_WORK_DIRS:work_dirs}}/resnet_fp/epoch_6.pth'
