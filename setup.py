@@ -21,6 +21,14 @@ MMPRETRAIN = [
     'setuptools>=68,<81',
     'openxlab<0.0.12',
 ]
+BREVITAS = [
+    # Below 0.14: the adapters use what Brevitas does not promise to keep.
+    'brevitas>=0.13.4,<0.14',
+    # What Brevitas needs to export to ONNX, and what runs it.
+    'onnx>=1.17,<1.21',
+    'onnxoptimizer>=0.3.13,<0.5',
+    'onnxruntime>=1.20,<1.25',
+]
 DEV = [
     'mmcv-lite>=2.2.0', 'pytest', 'hypothesis', 'scikit-learn', 'matplotlib',
     'ruff'
@@ -34,12 +42,14 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.10,<3.14',
-    packages=find_packages(include=['fpq_plugin*', 'mm_configs*']),
+    packages=find_packages(
+        include=['fpq_plugin*', 'brevitas_adapters*', 'mm_configs*']),
     package_data={'mm_configs': ['**/*.py']},
     install_requires=['torch>=2.1', 'mmengine>=0.10.7', 'numpy', 'rich'],
     extras_require=dict(
         mmpretrain=MMPRETRAIN,
-        dev=MMPRETRAIN + DEV),
+        brevitas=BREVITAS,
+        dev=MMPRETRAIN + BREVITAS + DEV),
     classifiers=[
         'License :: OSI Approved :: Apache Software License',
         'Programming Language :: Python :: 3',

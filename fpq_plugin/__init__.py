@@ -17,7 +17,7 @@ from .layers import QuantizedLayer, register_layer
 from .losses import CSDLoss
 from .param_groups import param_groups
 from .perturb import StochasticFeaturePerturbation
-from .quantizers import BaseFakeQuantize, LSQFakeQuantize
+from .quantizers import BaseFakeQuantize, LSQFakeQuantize, Quantizer
 from .version import __version__
 
 allow_mmengine_checkpoints()
@@ -25,7 +25,8 @@ allow_launch_without_accelerator()
 
 __all__ = [
     'BaseFakeQuantize', 'CSDLoss', 'Distiller', 'FPQHook', 'LSQFakeQuantize',
-    'QuantizedLayer', 'StochasticFeaturePerturbation', '__version__',
+    'QuantizedLayer', 'Quantizer', 'StochasticFeaturePerturbation',
+    '__version__',
     'calibrate', 'convert', 'load_model', 'param_groups', 'register_layer',
     'to_float'
 ]

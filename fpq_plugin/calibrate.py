@@ -11,17 +11,15 @@ import torch
 from torch import nn
 
 from .layers import quantized_layers
-from .quantizers import BaseFakeQuantize
+from .quantizers import Quantizer
 
 
-def uninitialized(model: nn.Module) -> dict[str, BaseFakeQuantize]:
+def uninitialized(model: nn.Module) -> dict[str, Quantizer]:
     """The model's fake quantizers that have no step yet, by name."""
     return {
-        f'{name}.{part}': getattr(layer, part)
-        for name, layer in quantized_layers(model).items()
-        for part in ('weight_quantizer', 'input_quantizer')
-        if getattr(layer, part) is not None
-        and not getattr(layer, part).is_initialized()
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, Quantizer) and not module.is_initialized()
     }
 
 
@@ -52,16 +50,11 @@ def calibrate(model: nn.Module,
     if forward is None:
         forward = _call
     pending = uninitialized(model)
-    inputs = {
-        name: quantizer
-        for name, quantizer in pending.items()
-        if name.endswith('.input_quantizer')
-    }
-    layers = quantized_layers(model)
-    for name, quantizer in pending.items():
-        if name not in inputs:
-            layer = name.removesuffix('.weight_quantizer')
-            quantizer.observe(layers[layer].weight)
+    inputs = dict(pending)
+    for name, layer in quantized_layers(model).items():
+        quantizer = inputs.pop(_join(name, 'weight_quantizer'), None)
+        if quantizer is not None:
+            quantizer.observe(layer.weight)
     if inputs:
         with _observing(model, inputs.values()):
             for batch in batches:
@@ -84,15 +77,15 @@ def calibrate(model: nn.Module,
 
 @contextmanager
 def _observing(model: nn.Module,
-               quantizers: Iterable[BaseFakeQuantize]) -> Iterator[None]:
+               quantizers: Iterable[Quantizer]) -> Iterator[None]:
     """Observers of ``quantizers`` on, all fake quantization off, eval mode."""
     quantizers = list(quantizers)
     modes = {module: module.training for module in model.modules()}
-    every = [m for m in model.modules() if isinstance(m, BaseFakeQuantize)]
+    every = [m for m in model.modules() if isinstance(m, Quantizer)]
     was_on = [q._fake_quant_on for q in every]
     model.eval()
     for quantizer in every:
-        quantizer.disable_fake_quant()
+        quantizer.enable_fake_quant(False)
     for quantizer in quantizers:
         quantizer.reset_observer()
         quantizer._observing = True
@@ -105,6 +98,10 @@ def _observing(model: nn.Module,
             quantizer.enable_fake_quant(on)
         for module, mode in modes.items():
             module.training = mode
+
+
+def _join(name: str, part: str) -> str:
+    return f'{name}.{part}' if name else part
 
 
 def _call(model: nn.Module, batch: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from .backends import Backend, get_backend
 from .layer_table import LayerRow, LayerTable
 from .layers import (
     QuantizedLayer,
@@ -18,6 +19,7 @@ from .layers import (
 from .noise_clock import NoiseClock
 from .options import OFF_BITS, build, refuse_unknown, resolve
 from .patterns import matches, refuse_unmatched
+from .perturb import StochasticFeaturePerturbation
 
 DEFAULT_WEIGHT = dict(type='LSQFakeQuantize', bits=4)
 DEFAULT_ACTIVATION = dict(type='LSQFakeQuantize', bits=4)
@@ -30,25 +32,27 @@ def check_settings(weight: dict | None,
                    perturbation: dict | None,
                    first_last_bits: int | None = 8,
                    skip: Sequence[str] = (),
-                   overrides: Mapping[str, dict] | None = None) -> None:
+                   overrides: Mapping[str, dict] | None = None,
+                   backend: str = 'torch_ao') -> None:
     """Refuse wrong options of :func:`convert`, without a model.
 
     Raises:
         TypeError: If an option is of a wrong type.
         ValueError: If an option or a value is wrong; the message names it.
+        ImportError: If what the backend needs is not installed.
     """
-    _check_parts('', dict(
-        weight=weight, activation=activation, perturbation=perturbation))
+    target = get_backend(backend)
+    base = dict(
+        weight=weight, activation=activation, perturbation=perturbation)
+    _check_parts('', base, target)
     if first_last_bits not in (None, OFF_BITS):
         _check_parts('first_last_bits: ', dict(
-            weight=dict(bits=first_last_bits)))
+            weight=dict(bits=first_last_bits)), target)
     if isinstance(skip, str) or not all(isinstance(p, str) for p in skip):
         raise TypeError(f'skip: must be a list of patterns, got {skip!r}')
     if not isinstance(overrides or {}, Mapping):
         raise TypeError('overrides: must be a dict from patterns to options, '
                         f'got {overrides!r}')
-    base = dict(
-        weight=weight, activation=activation, perturbation=perturbation)
     for pattern, override in (overrides or {}).items():
         key = f'overrides[{pattern!r}]'
         if not isinstance(override, dict):
@@ -57,7 +61,7 @@ def check_settings(weight: dict | None,
         _check_parts(f'{key}.', {
             part: _merge(base[part], given)
             for part, given in override.items()
-        })
+        }, target)
 
 
 def is_float(weight: dict | None, activation: dict | None,
@@ -76,7 +80,8 @@ def convert(model: nn.Module,
             perturbation: dict | None = None,
             first_last_bits: int | None = 8,
             skip: Sequence[str] = (),
-            overrides: Mapping[str, dict] | None = None) -> LayerTable:
+            overrides: Mapping[str, dict] | None = None,
+            backend: str = 'torch_ao') -> LayerTable:
     """Quantize the model's layers in place.
 
     Layers of the registered types get a weight quantizer (per output
@@ -98,6 +103,8 @@ def convert(model: nn.Module,
         overrides (Mapping[str, dict], optional): From pattern to a dict of
             ``weight``, ``activation`` and ``perturbation``, merged over the
             settings above and over ``first_last_bits``; later patterns win.
+        backend (str): Whose quantizers and layers: 'torch_ao' or 'brevitas'.
+            Defaults to 'torch_ao'.
 
     Returns:
         LayerTable: One row for each layer with a weight of two or more axes.
@@ -106,6 +113,7 @@ def convert(model: nn.Module,
         TypeError: If an option is of a wrong type.
         ValueError: If an option, a value or a pattern is wrong, if the model
             is converted already, or if nothing is left to quantize.
+        ImportError: If what the backend needs is not installed.
 
     Examples:
         >>> from torch import nn
@@ -117,33 +125,34 @@ def convert(model: nn.Module,
         [('0', 8), ('2', 4), ('4', 8)]
     """
     check_settings(weight, activation, perturbation, first_last_bits, skip,
-                   overrides)
+                   overrides, backend)
     overrides = overrides or {}
+    target = get_backend(backend)
     if quantized_layers(model):
         raise ValueError('the model is quantized already')
     layers = {
         name: module
         for name, module in model.named_modules()
-        if quantized_type(module) is not None
+        if quantized_type(module, target) is not None
     }
     if not layers:
         found = Counter(type(m).__name__ for m in model.modules())
         raise ValueError(
             'nothing to quantize: the model has no layer of the types '
-            f'{", ".join(quantizable_types())}, but '
+            f'{", ".join(quantizable_types(target))}, but '
             f'{", ".join(f"{n} {t}" for t, n in found.most_common(5))}')
     refuse_unmatched('skip', skip, list(layers))
     refuse_unmatched('overrides', overrides, list(layers))
 
     plans = _plan(layers, dict(weight=weight, activation=activation,
                                perturbation=perturbation),
-                  first_last_bits, skip, overrides)
+                  first_last_bits, skip, overrides, target)
     if not any(plan['weight'] or plan['activation']
                for plan, _ in plans.values()):
         raise ValueError('nothing to quantize: skip and overrides leave out '
                          'every layer')
     # All quantizers are built before the first swap: an error changes nothing.
-    built = {name: _build(name, layers[name], plan)
+    built = {name: _build(name, layers[name], plan, target)
              for name, (plan, _) in plans.items()}
     clock = NoiseClock()
     for number, (name, parts) in enumerate(built.items()):
@@ -151,7 +160,7 @@ def convert(model: nn.Module,
             continue
         if parts[2] is not None:
             parts[2].place(clock, number)
-        quantized_type(layers[name]).swap(layers[name], *parts)
+        quantized_type(layers[name], target).swap(layers[name], *parts)
     if any(parts[2] is not None for parts in built.values()):
         model.register_forward_pre_hook(clock.tick)
     return _table(model, {name: why for name, (_, why) in plans.items()})
@@ -178,19 +187,21 @@ def to_float(model: nn.Module) -> nn.Module:
 
 def noise_clock(model: nn.Module) -> NoiseClock | None:
     """The clock of the model's perturbed layers, None if there are none."""
-    for layer in quantized_layers(model).values():
-        if layer.perturbation is not None:
-            return layer.perturbation.clock
+    for module in model.modules():
+        if isinstance(module, StochasticFeaturePerturbation):
+            return module.clock
     return None
 
 
-def _check_parts(prefix: str, parts: Mapping[str, dict | None]) -> None:
+def _check_parts(prefix: str, parts: Mapping[str, dict | None],
+                 backend: Backend) -> None:
     for part, cfg in parts.items():
         default = (DEFAULT_PERTURBATION
                    if part == 'perturbation' else DEFAULT_WEIGHT)
-        cfg = resolve(prefix + part, cfg, default['type'])
+        registry = backend.registry(part)
+        cfg = resolve(prefix + part, cfg, default['type'], registry)
         if cfg is not None:
-            build(prefix + part, cfg)
+            build(prefix + part, cfg, registry)
 
 
 def _merge(base: dict | None, given: dict | None) -> dict | None:
@@ -203,7 +214,8 @@ def _merge(base: dict | None, given: dict | None) -> dict | None:
 
 def _plan(layers: Mapping[str, nn.Module], base: dict[str, Any],
           first_last_bits: int | None, skip: Sequence[str],
-          overrides: Mapping[str, dict]) -> dict[str, tuple[dict, str]]:
+          overrides: Mapping[str, dict],
+          backend: Backend) -> dict[str, tuple[dict, str]]:
     """For each layer its parts' configs and the reason."""
     nothing = dict.fromkeys(_PARTS)
     kept = [n for n in layers if not any(matches(n, p) for p in skip)]
@@ -229,7 +241,8 @@ def _plan(layers: Mapping[str, nn.Module], base: dict[str, Any],
         resolved = {
             part: resolve(part, plan[part],
                           (DEFAULT_PERTURBATION if part == 'perturbation'
-                           else DEFAULT_WEIGHT)['type'])
+                           else DEFAULT_WEIGHT)['type'],
+                          backend.registry(part))
             for part in _PARTS
         }
         if not resolved['weight'] and not resolved['activation']:
@@ -238,11 +251,13 @@ def _plan(layers: Mapping[str, nn.Module], base: dict[str, Any],
     return plans
 
 
-def _build(name: str, layer: nn.Module, plan: dict[str, Any]) -> tuple:
+def _build(name: str, layer: nn.Module, plan: dict[str, Any],
+           backend: Backend) -> tuple:
     def part(key: str, **defaults: Any) -> nn.Module | None:
         if plan[key] is None:
             return None
-        return build(f'{key} of {name}', plan[key], **defaults)
+        return build(f'{key} of {name}', plan[key], backend.registry(key),
+                     **defaults)
 
     weight = part('weight', symmetric=True, per_channel=True, ch_axis=0,
                   num_channels=layer.weight.shape[0])
@@ -264,6 +279,8 @@ def _table(model: nn.Module, whys: Mapping[str, str]) -> LayerTable:
                       if isinstance(layer, QuantizedLayer) else type(layer))
         why = whys.get(name, 'type not registered')
         rows.append(
-            LayerRow(name, float_type.__name__, bits(layer, 'weight_quantizer'),
-                     bits(layer, 'input_quantizer'), tuple(weight.shape), why))
+            LayerRow(name, float_type.__name__,
+                     bits(layer, 'weight_quantizer'),
+                     bits(layer, 'input_quantizer'), tuple(weight.shape),
+                     why))
     return rows

@@ -154,7 +154,7 @@ class Distiller:
 
         def keep(layer: nn.Module, args: tuple, output: Tensor) -> None:
             if self._active:
-                output = self._own(name, output)
+                output = self._own(name, _values(output))
                 self._maps[name].append((output, output._version))
 
         return keep
@@ -174,7 +174,8 @@ class Distiller:
             teacher_map, _ = self._maps[name].popleft()
             try:
                 loss = self.criterion(
-                    self._own(name, output), teacher_map, layer.channel_axis)
+                    self._own(name, _values(output)), teacher_map,
+                    layer.channel_axis)
             except ValueError as error:
                 raise ValueError(f'distillation of {name}: {error}') from error
             self._losses[name] = self._losses.get(name, 0) + loss
@@ -185,6 +186,11 @@ class Distiller:
         if name not in self._left_out:
             self._left_out.add(name)
             self._warn(f'distillation leaves out {name}: {why}')
+
+
+def _values(output: Any) -> Tensor:
+    """A layer's output; of a tensor that carries its scale, the values."""
+    return getattr(output, 'value', output)
 
 
 def _call(teacher: nn.Module, args: tuple, kwargs: dict) -> Any:

@@ -6,7 +6,7 @@ import difflib
 import inspect
 from typing import Any
 
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, Registry
 from torch import nn
 
 OFF_BITS = 32
@@ -42,13 +42,18 @@ def refuse_unknown(key: str, given: Any, known: list[str]) -> None:
                              f'Known options: {", ".join(sorted(known))}.')
 
 
-def resolve(key: str, cfg: dict | None, default_type: str) -> dict | None:
+def resolve(key: str,
+            cfg: dict | None,
+            default_type: str,
+            registry: Registry = MODELS) -> dict | None:
     """Check a component's config and return it as a plain dict.
 
     Args:
         key (str): The option's name in the config, for messages.
         cfg (dict, optional): Config with an optional ``type``.
         default_type (str): The type if ``cfg`` names none.
+        registry (Registry): Where types are found by name. Defaults to
+            MODELS.
 
     Returns:
         dict | None: The config with its ``type``; None if ``cfg`` is None or
@@ -63,22 +68,27 @@ def resolve(key: str, cfg: dict | None, default_type: str) -> dict | None:
     if not isinstance(cfg, dict):
         raise TypeError(f'{key}: must be a dict or None, got {cfg!r}')
     cfg = {'type': default_type, **cfg}
-    cls = MODELS.get(cfg['type']) if isinstance(cfg['type'],
-                                                str) else cfg['type']
+    cls = _find(cfg['type'], registry)
     if cls is None:
         raise ValueError(
-            f'{key}.type: {cfg["type"]!r} is not registered in MODELS; check '
-            'its spelling, and that custom_imports imports its module')
+            f'{key}.type: {cfg["type"]!r} is not registered in '
+            f'{_names(registry)}; check its spelling, and that '
+            'custom_imports imports its module')
     refuse_unknown(key, cfg, ['type', *known_options(cls)])
     return None if cfg.get('bits') == OFF_BITS else cfg
 
 
-def build(key: str, cfg: dict, **defaults: Any) -> nn.Module:
+def build(key: str,
+          cfg: dict,
+          registry: Registry = MODELS,
+          **defaults: Any) -> nn.Module:
     """Build a component; its ``ValueError`` is given the option's name.
 
     Args:
         key (str): The option's name in the config, for messages.
         cfg (dict): Config with ``type``.
+        registry (Registry): Where types are found by name. Defaults to
+            MODELS.
         **defaults: Arguments that ``cfg`` may override.
 
     Returns:
@@ -87,8 +97,7 @@ def build(key: str, cfg: dict, **defaults: Any) -> nn.Module:
     Raises:
         ValueError: If the component refuses its arguments.
     """
-    cls = MODELS.get(cfg['type']) if isinstance(cfg['type'],
-                                                str) else cfg['type']
+    cls = _find(cfg['type'], registry)
     known = known_options(cls)
     arguments = {k: v for k, v in defaults.items() if k in known}
     arguments.update((k, v) for k, v in cfg.items() if k != 'type')
@@ -96,3 +105,14 @@ def build(key: str, cfg: dict, **defaults: Any) -> nn.Module:
         return cls(**arguments)
     except (TypeError, ValueError) as error:
         raise ValueError(f'{key}: {error}') from error
+
+
+def _find(kind: str | type, registry: Registry) -> type | None:
+    return registry.get(kind) if isinstance(kind, str) else kind
+
+
+def _names(registry: Registry) -> str:
+    """'MODELS', with the child registry that was asked first, if any."""
+    if registry is MODELS:
+        return 'MODELS'
+    return f'{registry.name.upper()} or MODELS'

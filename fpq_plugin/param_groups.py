@@ -7,7 +7,7 @@ from collections import Counter
 import torch
 from torch import nn
 
-from .quantizers import BaseFakeQuantize
+from .quantizers import Quantizer
 
 
 def quantizer_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -15,7 +15,7 @@ def quantizer_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {
         f'{name}.{key}': parameter
         for name, module in model.named_modules()
-        if isinstance(module, BaseFakeQuantize)
+        if isinstance(module, Quantizer)
         for key, parameter in module.named_parameters(recurse=False)
     }
 

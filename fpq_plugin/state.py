@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .layers import quantized_layers
-from .quantizers import BaseFakeQuantize
+from .quantizers import Quantizer
 
 _PARTS = ('weight_quantizer', 'input_quantizer')
 
@@ -50,7 +50,7 @@ def quantizer_state(model: nn.Module) -> dict[str, Tensor]:
     return {
         f'{name}.{key}': value
         for name, module in model.named_modules()
-        if isinstance(module, BaseFakeQuantize)
+        if isinstance(module, Quantizer)
         for key, value in module.state_dict().items()
     }
 

@@ -48,14 +48,21 @@ def fp(digits):
     return digits / 'work_dirs/resnet_fp/epoch_3.pth'
 
 
+@pytest.fixture(params=['torch_ao', 'brevitas'])
+def backend(request):
+    """Whole runs are tested on each backend."""
+    return request.param
+
+
 @pytest.fixture
-def fpq_config(digits, fp, tmp_path):
+def fpq_config(digits, fp, tmp_path, backend):
     """Makes an FPQ config; keywords as for :func:`runs.config`."""
 
     def make(name='fashion_mnist/resnet_fpq_w4a4.py', folder='run', **more):
         more = {
             'load_from': str(fp),
             'train_cfg.max_epochs': 1,
+            'default_hooks.fpq.backend': backend,
             **{k.replace('fpq__', 'default_hooks.fpq.'): v
                for k, v in more.items()}
         }

@@ -1,19 +1,21 @@
 """Conversion: what is swapped, what stays, what is refused."""
 
 import copy
+import functools
 
 import pytest
 import torch
 from torch import nn
 
-from fpq_plugin import (
-    LSQFakeQuantize,
-    QuantizedLayer,
-    calibrate,
-    convert,
-    to_float,
-)
+import fpq_plugin
+from fpq_plugin import LSQFakeQuantize, QuantizedLayer, calibrate, to_float
 from fpq_plugin.layers import quantized_layers
+
+
+@pytest.fixture
+def convert(backend):
+    """Every test here is one of both backends."""
+    return functools.partial(fpq_plugin.convert, backend=backend)
 
 
 def net():
@@ -23,7 +25,7 @@ def net():
         nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(4 * 16, 5))
 
 
-def test_bits_reasons_and_shapes_of_the_table():
+def test_bits_reasons_and_shapes_of_the_table(convert):
     table = convert(net(), weight=dict(bits=2), activation=dict(bits=3))
     rows = [(r.name, r.type, r.weight_bits, r.activation_bits, r.shape, r.why)
             for r in table]
@@ -37,7 +39,7 @@ def test_bits_reasons_and_shapes_of_the_table():
     assert 'first layer' in str(table)
 
 
-def test_parameters_keep_names_identity_and_values():
+def test_parameters_keep_names_identity_and_values(convert):
     model = net()
     before = dict(model.named_parameters())
     values = {k: v.clone() for k, v in model.state_dict().items()}
@@ -53,7 +55,7 @@ def test_parameters_keep_names_identity_and_values():
     assert isinstance(model[3], nn.Conv2d)
 
 
-def test_a_full_precision_checkpoint_loads_and_the_other_way_round():
+def test_a_full_precision_checkpoint_loads_and_the_other_way_round(convert):
     plain, quantized = net(), net()
     convert(quantized)
     missing, unexpected = quantized.load_state_dict(
@@ -66,7 +68,7 @@ def test_a_full_precision_checkpoint_loads_and_the_other_way_round():
     assert all('_quantizer.' in key for key in unexpected)
 
 
-def test_output_is_that_of_hand_quantized_layers():
+def test_output_is_that_of_hand_quantized_layers(convert):
     model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(),
                           nn.Conv2d(4, 3, 3, stride=2))
     plain = copy.deepcopy(model)
@@ -85,7 +87,7 @@ def test_output_is_that_of_hand_quantized_layers():
         assert all(channel.unique().numel() <= 8 for channel in weight)
 
 
-def test_to_float_undoes_it():
+def test_to_float_undoes_it(convert):
     model = net()
     x = torch.randn(2, 3, 8, 8)
     expected = model.eval()(x)
@@ -100,7 +102,7 @@ def test_to_float_undoes_it():
     assert not model._forward_pre_hooks
 
 
-def test_skip_overrides_and_their_order():
+def test_skip_overrides_and_their_order(convert):
     model = nn.ModuleDict(
         dict(stem=nn.Linear(4, 4),
              body=nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4),
@@ -126,13 +128,13 @@ def test_skip_overrides_and_their_order():
     assert list(quantized_layers(model)) == ['body.0', 'body.1', 'head.0']
 
 
-def test_bits_32_and_none_mean_off():
+def test_bits_32_and_none_mean_off(convert):
     table = convert(net(), weight=dict(bits=32), first_last_bits=32)
     assert [(r.weight_bits, r.activation_bits) for r in table] == [
         (32, 32), (32, 4), (32, 4), (32, 32)]
 
 
-def test_a_layer_registered_twice_stays_one_layer():
+def test_a_layer_registered_twice_stays_one_layer(convert):
     shared = nn.Linear(4, 4)
     model = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(4, 4))
     aside = [shared]
@@ -142,7 +144,7 @@ def test_a_layer_registered_twice_stays_one_layer():
     assert len(quantized_layers(model)) == 2
 
 
-def test_frozen_layers_get_frozen_scales():
+def test_frozen_layers_get_frozen_scales(convert):
     model = net()
     model[0].requires_grad_(False)
     convert(model)
@@ -150,27 +152,35 @@ def test_frozen_layers_get_frozen_scales():
     assert model[3].weight_quantizer.scale.requires_grad
 
 
-def test_unregistered_layers_are_in_the_table():
+def test_unregistered_layers_are_in_the_table(convert):
     model = nn.Sequential(nn.Conv1d(2, 2, 3), nn.Linear(4, 4))
     table = convert(model)
     assert [(r.name, r.weight_bits, r.why) for r in table] == [
         ('0', 32, 'type not registered'), ('1', 8, 'first layer')]
 
 
-def test_copies_and_pickles(tmp_path):
+def through_a_file(model, tmp_path):
+    torch.save(model, tmp_path / 'model.pth')
+    return torch.load(tmp_path / 'model.pth', weights_only=False)
+
+
+# Brevitas's proxies hold classes made at run time, which no pickle takes.
+@pytest.mark.parametrize(('backend', 'duplicate'), [
+    ('torch_ao', lambda model, _: copy.deepcopy(model)),
+    ('brevitas', lambda model, _: copy.deepcopy(model)),
+    ('torch_ao', through_a_file),
+], ids=['torch_ao', 'brevitas', 'pickle'])
+def test_copies_and_pickles(convert, duplicate, tmp_path):
     model = net()
     convert(model, perturbation=dict(p=0.5))
     x = torch.randn(2, 3, 8, 8)
     calibrate(model, [x])
-    model.eval()
-    torch.save(model, tmp_path / 'model.pth')
-    for other in (copy.deepcopy(model),
-                  torch.load(tmp_path / 'model.pth', weights_only=False)):
-        assert torch.equal(other(x), model(x))
-        clocks = {id(layer.perturbation.clock)
-                  for layer in quantized_layers(other).values()}
-        assert len(clocks) == 1
-        assert clocks != {id(model[0].perturbation.clock)}
+    other = duplicate(model.eval(), tmp_path)
+    assert torch.equal(other(x), model(x))
+    clocks = {id(layer.perturbation.clock)
+              for layer in quantized_layers(other).values()}
+    assert len(clocks) == 1
+    assert clocks != {id(model[0].perturbation.clock)}
 
 
 @pytest.mark.parametrize(('options', 'message'), [
@@ -188,7 +198,7 @@ def test_copies_and_pickles(tmp_path):
      r"overrides\['0'\].weight: bits"),
     (dict(skip=['*']), 'nothing to quantize: skip and overrides'),
 ])
-def test_bad_options_are_named_and_nothing_changes(options, message):
+def test_bad_options_are_named_and_nothing_changes(convert, options, message):
     model = net()
     with pytest.raises(ValueError, match=message):
         convert(model, **options)
@@ -201,12 +211,12 @@ def test_bad_options_are_named_and_nothing_changes(options, message):
     (dict(skip='head'), 'skip: must be a list'),
     (dict(overrides=['0']), 'overrides: must be a dict'),
 ])
-def test_wrong_types(options, message):
+def test_wrong_types(convert, options, message):
     with pytest.raises(TypeError, match=message):
         convert(net(), **options)
 
 
-def test_nothing_to_quantize_and_twice():
+def test_nothing_to_quantize_and_twice(convert):
     with pytest.raises(ValueError, match='no layer of the types Conv2d, Lin'):
         convert(nn.Sequential(nn.Conv1d(1, 1, 1), nn.ReLU()))
     model = net()
@@ -215,10 +225,10 @@ def test_nothing_to_quantize_and_twice():
         convert(model)
 
 
-def test_another_registered_quantizer_is_built_by_its_name():
+def test_another_registered_quantizer_is_built_by_its_name(convert):
     from mmengine.registry import MODELS
 
-    @MODELS.register_module()
+    @MODELS.register_module(force=True)
     class HalfStep(LSQFakeQuantize):
         """LSQ whose step is half the calibrated one."""
 

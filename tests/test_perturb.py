@@ -134,7 +134,7 @@ class Shared(nn.Module):
 
 
 @pytest.mark.parametrize('reentrant', [True, False])
-def test_activation_checkpointing_replays_the_noise(reentrant):
+def test_activation_checkpointing_replays_the_noise(reentrant, backend):
     """The second forward, inside the backward, must see the same noise."""
 
     class Chain(nn.Module):
@@ -150,7 +150,7 @@ def test_activation_checkpointing_replays_the_noise(reentrant):
             return checkpoint(self.inner, x, use_reentrant=self.reentrant)
 
     model = Chain()
-    convert(model, perturbation=dict(p=0.7))
+    convert(model, perturbation=dict(p=0.7), backend=backend)
     x = torch.randn(4, 6, requires_grad=True)
     model(x)  # initialises the quantizers
 
@@ -166,9 +166,9 @@ def test_activation_checkpointing_replays_the_noise(reentrant):
         torch.testing.assert_close(replayed, plain, rtol=1e-6, atol=1e-7)
 
 
-def test_each_call_of_a_shared_layer_draws_its_own_noise():
+def test_each_call_of_a_shared_layer_draws_its_own_noise(backend):
     model = Shared()
-    convert(model, perturbation=dict(p=1.0))
+    convert(model, perturbation=dict(p=1.0), backend=backend)
     seen = []
     layer = model.layer
     perturb = layer.perturbation.perturb

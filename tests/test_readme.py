@@ -20,13 +20,14 @@ def block(start):
 def test_the_plain_loop_and_the_new_layer_run():
     from torch import nn
 
-    from fpq_plugin.layers import quantized_layer
+    from fpq_plugin.backends import get_backend
+    layers = get_backend('torch_ao').layers
     exec(block('import copy, torch'), {})
     try:
         exec(block('@register_layer'), {})
-        assert nn.Conv1d in quantized_layer._LAYERS
+        assert nn.Conv1d in layers
     finally:
-        quantized_layer._LAYERS.pop(nn.Conv1d, None)
+        layers.pop(nn.Conv1d, None)
 
 
 def test_the_options_block_names_every_option_and_builds():

@@ -34,7 +34,7 @@ from ..layers import quantized_layers
 from ..nonfinite import NonFiniteGuard
 from ..options import build, known_options, refuse_unknown, resolve
 from ..param_groups import separate_scales
-from ..quantizers import BaseFakeQuantize
+from ..quantizers import Quantizer
 from ..state import (
     bare_state,
     first_few,
@@ -68,7 +68,8 @@ class FPQHook(Hook):
     loss is ``loss_csd``.
 
     Args:
-        backend (str): Whose quantizers and layers. Defaults to 'torch_ao'.
+        backend (str): Whose quantizers and layers: 'torch_ao' or 'brevitas'
+            (needs the extra of that name). Defaults to 'torch_ao'.
         weight (dict, optional): The weights' fake quantizer; None or
             ``bits=32``: float. Defaults to LSQ, 4 bits.
         activation (dict, optional): The activations' fake quantizer; None or
@@ -92,6 +93,7 @@ class FPQHook(Hook):
     Raises:
         TypeError: If an option is of a wrong type.
         ValueError: If an option is unknown or has a wrong value.
+        ImportError: If what the backend needs is not installed.
     """
 
     # Before EMAHook (NORMAL), which copies the model in its before_run.
@@ -111,9 +113,6 @@ class FPQHook(Hook):
                  scale_lr_mult: float = 1.0,
                  **unknown: Any) -> None:
         refuse_unknown('fpq', unknown, known_options(FPQHook))
-        if backend != 'torch_ao':
-            raise ValueError(f"fpq.backend: must be 'torch_ao', got "
-                             f'{backend!r}')
         if teacher is not None and not isinstance(teacher, str):
             raise TypeError('fpq.teacher: must be the path or URL of a '
                             f'checkpoint, got {teacher!r}')
@@ -126,7 +125,8 @@ class FPQHook(Hook):
             perturbation=perturbation,
             first_last_bits=first_last_bits,
             skip=skip,
-            overrides=overrides)
+            overrides=overrides,
+            backend=backend)
         check_settings(**self.settings)
         self.active = not is_float(weight, activation, overrides)
         distillation = resolve('distillation', distillation, 'CSDLoss')
@@ -238,7 +238,7 @@ class FPQHook(Hook):
     # -- load_or_resume ---------------------------------------------------
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Refuse a checkpoint that this run cannot use, before it is loaded."""
+        """Refuse a checkpoint that this run cannot use, before loading."""
         if not self.active:
             return
         model = _inner(runner.model)
@@ -337,7 +337,7 @@ class FPQHook(Hook):
                     forward=_forward_batch,
                     warn=runner.logger.warning)
         for module in model.modules():
-            if isinstance(module, BaseFakeQuantize):
+            if isinstance(module, Quantizer):
                 for tensor in module.state_dict().values():
                     broadcast(tensor)
         runner.logger.info(f'FPQ calibrated in {time.time() - start:.1f} s')

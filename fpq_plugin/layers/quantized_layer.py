@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-_LAYERS: dict[type[nn.Module], type[QuantizedLayer]] = {}
+from ..backends import Backend, get_backend
 
 
 class QuantizedLayer(nn.Module):
@@ -76,11 +76,13 @@ class QuantizedLayer(nn.Module):
         return perturbation(x, quantizer)
 
 
-def register_layer(float_type: type[nn.Module]):
+def register_layer(float_type: type[nn.Module], backend: str = 'torch_ao'):
     """Class decorator: the decorated class is the quantized ``float_type``.
 
     Args:
         float_type (type): The layer type that the class quantizes.
+        backend (str): The backend that it belongs to. Defaults to
+            'torch_ao'.
 
     Returns:
         Callable: The decorator.
@@ -88,20 +90,21 @@ def register_layer(float_type: type[nn.Module]):
 
     def register(cls: type[QuantizedLayer]) -> type[QuantizedLayer]:
         cls.float_type = float_type
-        _LAYERS[float_type] = cls
+        get_backend(backend).layers[float_type] = cls
         return cls
 
     return register
 
 
-def quantized_type(layer: nn.Module) -> type[QuantizedLayer] | None:
+def quantized_type(layer: nn.Module,
+                   backend: Backend) -> type[QuantizedLayer] | None:
     """The registered quantized class for ``layer``, None if there is none."""
-    return _LAYERS.get(type(layer))
+    return backend.layers.get(type(layer))
 
 
-def quantizable_types() -> list[str]:
-    """Names of the registered layer types."""
-    return sorted(float_type.__name__ for float_type in _LAYERS)
+def quantizable_types(backend: Backend) -> list[str]:
+    """Names of the backend's registered layer types."""
+    return sorted(float_type.__name__ for float_type in backend.layers)
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:

@@ -1,29 +1,22 @@
-"""What every fake quantizer of FPQ is: range, state, calibration."""
+"""What every fake quantizer of FPQ's own is: range, state, calibration."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 
 import torch
-from mmengine.dist import get_world_size
 from torch import Tensor
 from torch.ao.quantization import FakeQuantizeBase
 
-MIN_BITS, MAX_BITS = 2, 8
+from .quantizer import Quantizer
 
 
-class BaseFakeQuantize(FakeQuantizeBase):
+class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
     """A fake quantizer with one step per tensor or per channel.
 
-    Life: built uninitialised; *calibrated* (observer on, then
-    :meth:`initialize` from the observed range); then it fake quantizes. One
-    that is used in training before it was calibrated initialises itself from
-    that first tensor, as LSQ does; in eval mode or in distributed training
-    that is an error, since ranks would disagree without a word.
-
-    ``scale``, ``zero_point``, ``initialized`` and ``bits`` are part of the
-    ``state_dict``, at their final shape from construction if
-    ``num_channels`` is given. Loading a state of other bits is refused.
+    Step and zero point come from the range observed in calibration. ``scale``
+    and ``zero_point`` join the ``state_dict``, at their final shape from
+    construction if ``num_channels`` is given.
 
     Args:
         bits (int): Bits, 2 to 8. Defaults to 8.
@@ -41,16 +34,10 @@ class BaseFakeQuantize(FakeQuantizeBase):
             torch.ao's QAT modules hand to a weight's fake quantizer.
             Defaults to None.
 
-    Attributes:
-        over_batch (bool): Whether the tensors hold a rank's share of the
-            batch, as features do and weights do not. Defaults to False.
-
     Raises:
         ValueError: If ``bits`` is not an integer of 2 to 8, or
             ``num_channels`` is not positive.
     """
-
-    over_batch = False
 
     def __init__(self,
                  bits: int = 8,
@@ -60,12 +47,11 @@ class BaseFakeQuantize(FakeQuantizeBase):
                  ch_axis: int = 0,
                  num_channels: int | None = None,
                  factory_kwargs: dict | None = None) -> None:
-        super().__init__()
-        check_bits(bits)
+        device = (factory_kwargs or {}).get('device')
+        super().__init__(bits, device)
         if num_channels is not None and num_channels < 1:
             raise ValueError(f'num_channels must be positive, got '
                              f'{num_channels}')
-        self.num_bits = bits
         self.symmetric = symmetric
         self.signed = symmetric if signed is None else signed
         self.is_per_channel = per_channel
@@ -77,25 +63,16 @@ class BaseFakeQuantize(FakeQuantizeBase):
         self.qscheme = getattr(
             torch, f'per_{kind}_{"symmetric" if symmetric else "affine"}')
 
-        device = (factory_kwargs or {}).get('device')
         size = (num_channels or 1) if per_channel else 1
         self._final_shape = not per_channel or num_channels is not None
         self._make_scale(torch.ones(size, device=device))
         self.register_buffer(
             'zero_point', torch.zeros(size, dtype=torch.int32, device=device))
-        self.register_buffer(
-            'initialized', torch.tensor(0, dtype=torch.uint8, device=device))
-        self.register_buffer(
-            'bits', torch.tensor(bits, dtype=torch.uint8, device=device))
         for name, value in (('min_val', torch.inf), ('max_val', -torch.inf)):
             self.register_buffer(
                 name,
                 torch.full((size, ), value, device=device),
                 persistent=False)
-        # Run-time switches: Python mirrors spare a device sync per call.
-        self._fake_quant_on = True
-        self._observing = False
-        self._ready = False
         for name in ('fake_quant_enabled', 'observer_enabled'):
             self.register_buffer(name, getattr(self, name), persistent=False)
         self.observer_enabled.zero_()
@@ -103,39 +80,6 @@ class BaseFakeQuantize(FakeQuantizeBase):
     @abstractmethod
     def _make_scale(self, scale: Tensor) -> None:
         """Register ``scale`` (ones, final shape) as parameter or buffer."""
-
-    @abstractmethod
-    def step(self) -> Tensor:
-        """The current step, positive, detached, shape (1,) or (C,)."""
-
-    @abstractmethod
-    def fake_quantize(self, x: Tensor) -> Tensor:
-        """Fake quantize ``x`` of any shape with the current step."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Observe and/or fake quantize ``x``; shape and dtype are kept.
-
-        Raises:
-            RuntimeError: If not calibrated, in eval mode or in distributed
-                training.
-        """
-        if self._observing:
-            self.observe(x)
-        if not self._fake_quant_on:
-            return x
-        if not self.is_initialized():
-            self._initialize_from(x)
-        return self.fake_quantize(x)
-
-    def is_initialized(self) -> bool:
-        """Whether the step was calibrated, learned or loaded."""
-        if not self._ready:
-            self._ready = bool(self.initialized)
-        return self._ready
-
-    def has_step(self) -> bool:
-        """Whether it quantizes: switched on and initialised."""
-        return self._fake_quant_on and self.is_initialized()
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
@@ -184,8 +128,7 @@ class BaseFakeQuantize(FakeQuantizeBase):
             zero = torch.round(self.quant_max - high / step)
             self.zero_point.copy_(zero.clamp(self.quant_min, self.quant_max))
         self.scale.copy_(step)
-        self.initialized.fill_(1)
-        self._ready = True
+        self._mark_initialized()
         self.reset_observer()
 
     def reset_observer(self) -> None:
@@ -200,7 +143,7 @@ class BaseFakeQuantize(FakeQuantizeBase):
     def enable_fake_quant(self, enabled: bool = True) -> None:
         """Switch fake quantization on or off."""
         super().enable_fake_quant(enabled)
-        self._fake_quant_on = bool(enabled)
+        self.fake_quant_enabled.fill_(int(enabled))
 
     def enable_observer(self, enabled: bool = True) -> None:
         """Switch the observer on, or off; off, its range becomes the step."""
@@ -214,15 +157,6 @@ class BaseFakeQuantize(FakeQuantizeBase):
         return (f'bits={self.num_bits}, range=[{self.quant_min}, '
                 f'{self.quant_max}], {kind}, symmetric={self.symmetric}')
 
-    def _initialize_from(self, x: Tensor) -> None:
-        if not self.training or get_world_size() > 1:
-            raise RuntimeError(
-                f'{type(self).__name__} has no step yet: call '
-                'fpq_plugin.calibrate(model, batches), or load a checkpoint '
-                'trained with FPQ, before evaluation or distributed training')
-        self.observe(x)
-        self.initialize()
-
     def _fix_channels(self, channels: int) -> None:
         if self._final_shape:
             return
@@ -234,27 +168,9 @@ class BaseFakeQuantize(FakeQuantizeBase):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
                               missing_keys, unexpected_keys, error_msgs):
-        bits = state_dict.get(prefix + 'bits')
-        if bits is not None and int(bits) != self.num_bits:
-            error_msgs.append(f'{prefix[:-1]}: the state has {int(bits)} bits '
-                              f'and this quantizer {self.num_bits}')
-            return
         scale = state_dict.get(prefix + 'scale')
         if self.is_per_channel and scale is not None:
             self._fix_channels(scale.numel())
         super()._load_from_state_dict(state_dict, prefix, local_metadata,
                                       strict, missing_keys, unexpected_keys,
                                       error_msgs)
-        self._ready = False
-
-
-def check_bits(bits: int) -> None:
-    """Refuse ``bits`` that no quantizer of FPQ has.
-
-    Raises:
-        ValueError: If ``bits`` is not an integer of 2 to 8.
-    """
-    if (isinstance(bits, bool) or not isinstance(bits, int)
-            or not MIN_BITS <= bits <= MAX_BITS):
-        raise ValueError(f'bits must be an integer of {MIN_BITS} to '
-                         f'{MAX_BITS}, got {bits!r}')

@@ -154,16 +154,30 @@ def run_on(gpus, fp, elsewhere, **more):
     return elsewhere / f'run{gpus}'
 
 
-def test_two_processes_end_bit_identical(digits, fp, elsewhere, backend):
+STOCK = {
+    'default_hooks.fpq.weight': dict(
+        type='Int8WeightPerChannelFloat', bits=4,
+        let=dict(scaling_impl_type='parameter_from_stats')),
+    'default_hooks.fpq.activation': dict(
+        type='ShiftedUint8ActPerTensorFloat', bits=4),
+}
+
+
+@pytest.mark.parametrize(
+    ('backend', 'more', 'zero_points'),
+    [('torch_ao', {}, 34), ('brevitas', {}, 34), ('brevitas', STOCK, 17)],
+    ids=['torch_ao', 'brevitas', 'brevitas_stock'])
+def test_two_processes_end_bit_identical(digits, fp, elsewhere, backend, more,
+                                         zero_points):
     """Batch norm, SFP and CSD on: all parameters and zero points agree."""
-    folder = run_on(2, fp, elsewhere, **{
+    folder = run_on(2, fp, elsewhere, **more, **{
         'default_hooks.fpq.backend': backend,
         'default_hooks.fpq.perturbation.p': 0.5})
     ranks = [torch.load(folder / f'rank{r}.pth', weights_only=True)
              for r in (0, 1)]
     saved = weights(folder / 'epoch_1.pth')
     keys = [k for k in saved if 'running_' not in k]
-    assert sum('zero_point' in k for k in keys) == 34
+    assert sum('zero_point' in k for k in keys) == zero_points
     for key in keys:
         assert torch.equal(ranks[0][key], ranks[1][key]), key
         assert torch.equal(ranks[0][key], saved[key]), key

@@ -18,14 +18,15 @@ from fpq_plugin import FPQHook
     (dict(distillation=dict(weight=1)), "distillation: unknown option 'weig"),
     (dict(distillation=dict(type='KD')), "distillation.type: 'KD' is not"),
     (dict(weigth=None), "fpq: unknown option 'weigth'. Did you mean 'weight'"),
-    (dict(backend='tensorrt'), "fpq.backend: must be 'torch_ao'"),
+    (dict(backend='tensorrt'), "backend: must be 'brevitas' or 'torch_"),
     (dict(calibration=dict(num_images=0)), 'must be a positive integer'),
     (dict(calibration=dict(images=5)), "fpq.calibration: unknown option"),
     (dict(scale_lr_mult=-1), 'fpq.scale_lr_mult: must be >= 0'),
 ])
-def test_options_are_refused_when_the_runner_is_built(option, message):
+def test_options_are_refused_when_the_runner_is_built(option, message,
+                                                      backend):
     with pytest.raises(ValueError, match=message):
-        FPQHook(**option)
+        FPQHook(**{'backend': backend, **option})
 
 
 def test_a_wrong_value_stops_the_runner_and_leaves_the_work_dir(

@@ -1,0 +1,18 @@
+"""FPQ on Brevitas's layers and quantizers.
+
+Importing this package registers the backend 'brevitas'; ``FPQHook`` and
+``fpq_plugin.convert`` import it when a config asks for that backend.
+"""
+
+from .adopt import adopt, float_twin
+from .backend import register_injector
+from .export import export_qcdq
+from .layers import BrevitasConv2d, BrevitasLayer, BrevitasLinear
+from .lsq import LSQActPerTensor, LSQWeightPerChannel
+from .stock import StockQuantizer
+
+__all__ = [
+    'BrevitasConv2d', 'BrevitasLayer', 'BrevitasLinear', 'LSQActPerTensor',
+    'LSQWeightPerChannel', 'StockQuantizer', 'adopt', 'export_qcdq',
+    'float_twin', 'register_injector'
+]

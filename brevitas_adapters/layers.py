@@ -1,0 +1,156 @@
+"""Brevitas's layers as FPQ's quantized layers."""
+
+from __future__ import annotations
+
+import torch
+from brevitas.inject import ExtendedInjector
+from brevitas.nn import QuantConv2d, QuantLinear
+from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
+from brevitas.quant_tensor import QuantTensor
+from torch import Tensor, nn
+
+from fpq_plugin import QuantizedLayer, Quantizer, register_layer
+
+from .backend import BREVITAS
+from .lsq import LSQActPerTensor, LSQWeightPerChannel
+from .stock import StockQuantizer
+from .tensor_quant import LayerTensorQuant
+
+_PROXIES = ('weight_quant', 'input_quant', 'bias_quant', 'output_quant')
+
+
+class BrevitasLayer(QuantizedLayer):
+    """A Brevitas layer whose proxies use the quantizers that FPQ gave it.
+
+    ``layer.weight_quant`` and ``layer.input_quant`` are Brevitas's proxies;
+    the quantizers are the layer's children, as with the other backend.
+    """
+
+    @classmethod
+    def swap(cls,
+             layer: nn.Module,
+             weight_quantizer: Quantizer | None,
+             input_quantizer: Quantizer | None,
+             perturbation: nn.Module | None = None) -> None:
+        known = frozenset(vars(layer))
+        layer.__class__ = cls
+        QuantWeightBiasInputOutputLayer.__init__(
+            layer,
+            weight_quant=_injector(weight_quantizer, LSQWeightPerChannel),
+            bias_quant=None,
+            input_quant=_injector(input_quantizer, LSQActPerTensor),
+            output_quant=None,
+            return_quant_tensor=False)
+        layer.float_attributes = known
+        for quantizer, of_weight in ((weight_quantizer, True),
+                                     (input_quantizer, False)):
+            if isinstance(quantizer, StockQuantizer):
+                quantizer.bind(tensor_quant_of(layer, of_weight), layer,
+                               of_weight)
+        cls.attach(layer, weight_quantizer, input_quantizer, perturbation)
+
+    @classmethod
+    def attach(cls,
+               layer: nn.Module,
+               weight_quantizer: Quantizer | None,
+               input_quantizer: Quantizer | None,
+               perturbation: nn.Module | None = None) -> None:
+        """Let the proxies of a Brevitas layer use these quantizers."""
+        if weight_quantizer is not None:
+            layer.weight_quant.tensor_quant = LayerTensorQuant(layer, True)
+        if input_quantizer is not None:
+            fused = layer.input_quant.fused_activation_quant_proxy
+            fused.tensor_quant = LayerTensorQuant(layer, False)
+        for name in _PROXIES:
+            proxy = getattr(layer, name)
+            proxy.train(layer.training)
+            settle_proxy(proxy, layer.weight.device)
+        super().swap(layer, weight_quantizer, input_quantizer, perturbation)
+
+    def unswap(self) -> None:
+        for name in _PROXIES:
+            delattr(self, name)
+        for name in set(vars(self)) - self.float_attributes:
+            delattr(self, name)
+        super().unswap()
+
+    def forward(self, x: Tensor | QuantTensor) -> Tensor:
+        return self.forward_impl(x)
+
+    def quantized_input(self, x: Tensor | QuantTensor) -> Tensor:
+        return _value(self.input_quant(self.unpack_input(x)))
+
+    def inner_forward_impl(self, x: Tensor | QuantTensor,
+                           quant_weight: Tensor | QuantTensor,
+                           quant_bias: Tensor | QuantTensor | None) -> Tensor:
+        if not self.return_quant_tensor:
+            # Nobody asks for the output's scale and zero point.
+            x, quant_weight, quant_bias = map(_value,
+                                              (x, quant_weight, quant_bias))
+        return super().inner_forward_impl(x, quant_weight, quant_bias)
+
+
+@register_layer(nn.Conv2d, BREVITAS.name)
+class BrevitasConv2d(BrevitasLayer, QuantConv2d):
+    """``brevitas.nn.QuantConv2d`` in FPQ; maps are (N, C, H, W)."""
+
+    channel_axis = 1
+    is_same_padded_strided = False
+
+
+@register_layer(nn.Linear, BREVITAS.name)
+class BrevitasLinear(BrevitasLayer, QuantLinear):
+    """``brevitas.nn.QuantLinear`` in FPQ; features are (..., C)."""
+
+    channel_axis = -1
+
+
+class _Zero(nn.Module):
+    """The 0 on the layer's device that a proxy asks its scale with.
+
+    In place of Brevitas's, which is in the checkpoints that mmengine writes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('value', torch.tensor(0.0), persistent=False)
+
+    def forward(self) -> Tensor:
+        return self.value
+
+
+def _injector(quantizer: Quantizer | None,
+              lsq: type[ExtendedInjector]) -> type[ExtendedInjector] | None:
+    """What tells Brevitas how to make the proxy of ``quantizer``."""
+    if quantizer is None:
+        return None
+    if isinstance(quantizer, StockQuantizer):
+        return quantizer.injector.let(
+            bit_width=quantizer.num_bits, **quantizer.let)
+    return lsq.let(bit_width=quantizer.num_bits, signed=quantizer.signed)
+
+
+def _value(x: Tensor | QuantTensor | None) -> Tensor | None:
+    return x.value if isinstance(x, QuantTensor) else x
+
+
+def tensor_quant_of(layer: nn.Module, of_weight: bool) -> nn.Module | None:
+    """The tensor quantizer of a Brevitas layer's weight or input, if any."""
+    if of_weight:
+        return layer.weight_quant.tensor_quant
+    fused = layer.input_quant.fused_activation_quant_proxy
+    return None if fused is None else fused.tensor_quant
+
+
+def settle_proxy(proxy: nn.Module, device: torch.device) -> None:
+    """Keep a proxy's tensor quantizer, and its dummy input off the state."""
+    proxy.init_tensor_quant = _keep
+    proxy._zero_hw_sentinel = _Zero().to(device)
+
+
+def _keep() -> None:
+    """In place of a proxy's ``init_tensor_quant``.
+
+    Brevitas calls that after each ``load_state_dict`` and makes all modules
+    and parameters anew, which leaves the optimizer with dead ones.
+    """

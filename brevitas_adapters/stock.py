@@ -1,0 +1,188 @@
+"""Brevitas's own quantizers, as FPQ knows a quantizer."""
+
+from __future__ import annotations
+
+import torch
+from brevitas.core.quant import RescalingIntQuant
+from brevitas.graph.calibrate import (
+    extend_collect_stats_steps,
+    finalize_collect_stats,
+    set_collect_stats_to_average,
+)
+from brevitas.inject import ExtendedInjector
+from torch import Tensor, nn
+
+from fpq_plugin import Quantizer
+
+from .let import refuse_let
+
+
+class StockQuantizer(Quantizer):
+    """A tensor quantizer that Brevitas built from one of its injectors.
+
+    Its learned scales and zero points are this module's own parameters, so
+    that a state dict has all of them from construction on, whoever walks the
+    modules (mmengine does not call the ``state_dict`` of Brevitas's modules,
+    which drop statistics that were not collected yet). Collecting is
+    Brevitas's, as in ``brevitas.graph.calibrate.calibration_mode``.
+
+    A subclass per injector is made by :func:`register_injector`.
+
+    Args:
+        bits (int): Bits, 2 to 8. Defaults to 8.
+        let (dict, optional): Attributes of the injector to override, what
+            Brevitas's layers take as ``weight_*`` or ``input_*`` keywords.
+            Defaults to None.
+
+    Attributes:
+        injector (type): The Brevitas quantizer.
+
+    Raises:
+        TypeError: If ``let`` is not a dict.
+        ValueError: If ``bits`` is not an integer of 2 to 8, or ``let`` names
+            an attribute or a value that Brevitas does not know.
+    """
+
+    injector: type[ExtendedInjector]
+
+    def __init__(self, bits: int = 8, let: dict | None = None) -> None:
+        super().__init__(bits)
+        if let is not None and not isinstance(let, dict):
+            raise TypeError(f'let must be a dict or None, got {let!r}')
+        self.let = let or {}
+        if let:
+            refuse_let(self.injector, let)
+        self._observed = False
+        self._finite = True
+
+    @classmethod
+    def around(cls, tensor_quant: nn.Module, owner: nn.Module,
+               of_weight: bool) -> StockQuantizer:
+        """The quantizer of what Brevitas built, its scale as collected.
+
+        Raises:
+            ValueError: If it is no quantizer to integers of 2 to 8 bits.
+        """
+        if not isinstance(tensor_quant, RescalingIntQuant):
+            raise ValueError('FPQ takes quantizers to integers, and this is '
+                             f'{type(tensor_quant).__name__}')
+        quantizer = cls(int(tensor_quant.msb_clamp_bit_width_impl()))
+        quantizer.bind(tensor_quant, owner, of_weight)
+        if all(getattr(module, 'counter', 1) > 0
+               and getattr(module, 'init_done', True)
+               for module in tensor_quant.modules()):
+            tensor_quant.apply(finalize_collect_stats)
+            quantizer._mark_initialized()
+        return quantizer
+
+    def bind(self, tensor_quant: RescalingIntQuant, layer: nn.Module,
+             of_weight: bool) -> None:
+        """Take what Brevitas built for ``layer`` from the injector."""
+        # Lists keep them from being submodules.
+        self._inner = [tensor_quant]
+        self._weight_of = [layer] if of_weight else []
+        self._fresh = {
+            name: value.detach().clone()
+            for name, value in self._collected().items()
+        }
+        for name, parameter in tensor_quant.named_parameters():
+            self.register_parameter(name.replace('.', '_'), parameter)
+
+    @property
+    def tensor_quant(self) -> RescalingIntQuant:
+        """Brevitas's own module."""
+        return self._inner[0]
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        self._set_mode(self.training)
+        return self.tensor_quant(x)[0].to(x.dtype)
+
+    def step(self) -> Tensor:
+        return self.metadata()[0].flatten()
+
+    @torch.no_grad()
+    def metadata(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Step, zero point and bit width as Brevitas shapes them."""
+        x = (self._weight_of[0].weight if self._weight_of else
+             self.initialized.new_zeros(1, dtype=torch.float32))
+        self._set_mode(False)
+        return self.tensor_quant(x)[1:]
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Let Brevitas collect its statistics of ``x``."""
+        if not self._observed:
+            self._restart()
+        self._observed = True
+        self._finite = self._finite and bool(torch.isfinite(x).all())
+        self._set_mode(True)
+        self.tensor_quant.observer_only = True
+        self.tensor_quant(x)
+        self.tensor_quant.observer_only = False
+
+    def was_observed(self) -> bool:
+        return self._observed
+
+    def reset_observer(self) -> None:
+        self._observed, self._finite = False, True
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Make the collected statistics the scale and the zero point.
+
+        Raises:
+            ValueError: If nothing, or something non-finite, was observed.
+        """
+        if not self._observed:
+            raise ValueError('nothing was observed')
+        if not self._finite:
+            raise ValueError('what was observed is not finite')
+        self.tensor_quant.apply(finalize_collect_stats)
+        self._mark_initialized()
+        self.reset_observer()
+
+    def is_initialized(self) -> bool:
+        was_ready = self._ready
+        if super().is_initialized() and not was_ready:
+            # Loaded or broadcast: Brevitas must not collect again.
+            for module in self.tensor_quant.modules():
+                if hasattr(module, 'collect_stats_steps'):
+                    module.counter = module.collect_stats_steps + 1
+                if hasattr(module, 'init_done'):
+                    module.init_done = True
+        return self._ready
+
+    def extra_repr(self) -> str:
+        return f'bits={self.num_bits}'
+
+    def _set_mode(self, training: bool) -> None:
+        if self.tensor_quant.training != training:
+            self.tensor_quant.train(training)
+
+    def _collected(self) -> dict[str, Tensor]:
+        """Tensors that collecting changes."""
+        return {
+            f'{name}.{key}': getattr(module, key)
+            for name, module in self.tensor_quant.named_modules()
+            if hasattr(module, 'collect_stats_steps')
+            or hasattr(module, 'init_done') for key in ('value', 'buffer')
+            if hasattr(module, key)
+        }
+
+    def _restart(self) -> None:
+        """Statistics as Brevitas built them, a true average over all x."""
+        for name, value in self._collected().items():
+            value.copy_(self._fresh[name])
+        for module in self.tensor_quant.modules():
+            if hasattr(module, 'collect_stats_steps'):
+                module.counter = 0
+            if hasattr(module, 'init_done'):
+                module.init_done = False
+        self.tensor_quant.apply(extend_collect_stats_steps)
+        self.tensor_quant.apply(set_collect_stats_to_average)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        if hasattr(self, '_inner'):
+            self.tensor_quant._apply(fn, recurse)
+        return self

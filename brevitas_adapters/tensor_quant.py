@@ -1,0 +1,125 @@
+"""What a Brevitas quant proxy calls: FPQ's quantizers as tensor quantizers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from torch import Tensor, nn
+
+from fpq_plugin import Quantizer, StochasticFeaturePerturbation
+
+from .metadata import metadata
+
+
+class TensorQuant(nn.Module):
+    """A :class:`~fpq_plugin.Quantizer`, with SFP, as Brevitas calls it.
+
+    Sits where Brevitas has its ``RescalingIntQuant``, under a proxy of
+    Brevitas's own type, so that every export manager and graph utility knows
+    the proxy. SFP (equations (9) and (14)) acts here, in training only: in
+    export Brevitas's handler runs instead of this module, and in
+    ``brevitas.graph.calibrate.calibration_mode`` it only observes.
+
+    A weight's quantizer that has no step takes it from the weight, which is
+    at hand and the same on every rank.
+
+    Args:
+        of_weight (bool): Whether it quantizes a weight.
+
+    Attributes:
+        quantizer (Quantizer): The quantizer; a subclass says where it is.
+        perturbation (StochasticFeaturePerturbation, optional): SFP, of an
+            activation.
+        observer_only (bool): Set by Brevitas's ``calibration_mode``.
+        int_quant: Where Brevitas looks for a view of the input: none.
+    """
+
+    quantizer: Quantizer
+    perturbation: StochasticFeaturePerturbation | None
+    int_quant = SimpleNamespace(input_view_impl=nn.Identity())
+
+    def __init__(self, of_weight: bool) -> None:
+        super().__init__()
+        self.of_weight = of_weight
+        self.observer_only = False
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Quantize, and in training perturb, ``x`` of any shape.
+
+        Returns:
+            tuple: Value of ``x``'s shape; step, in units of ``x``, and zero
+            point, both detached and broadcasting to ``x``; bit width.
+
+        Raises:
+            RuntimeError: If a feature's quantizer is not calibrated, in eval
+                mode or in distributed training.
+        """
+        quantizer = self.quantizer
+        if self.observer_only:
+            quantizer.observe(x)
+            value = x
+        elif self.of_weight:
+            if quantizer.lacks_step():
+                quantizer.observe(x)
+                quantizer.initialize()
+            value = quantizer(x)
+        elif self.training and self.perturbation is not None:
+            value = self.perturbation(x, quantizer)
+        else:
+            if not self.training:
+                # Brevitas asks for the scale with a dummy x.
+                quantizer.require_step()
+            value = quantizer(x)
+        return value, *metadata(quantizer, x)
+
+    def init_scale(self) -> None:
+        """End of Brevitas's ``calibration_mode``: what it saw is the step."""
+        if self.quantizer.was_observed():
+            self.quantizer.initialize()
+
+
+class ActTensorQuant(TensorQuant):
+    """The tensor quantizer of an activation; it owns the parts.
+
+    Args:
+        quantizer (Quantizer): The quantizer.
+        perturbation (StochasticFeaturePerturbation, optional): SFP. Defaults
+            to None, off.
+    """
+
+    def __init__(
+            self,
+            quantizer: Quantizer,
+            perturbation: StochasticFeaturePerturbation | None = None
+    ) -> None:
+        super().__init__(of_weight=False)
+        self.quantizer = quantizer
+        self.perturbation = perturbation
+        quantizer.over_batch = True
+
+
+class LayerTensorQuant(TensorQuant):
+    """The tensor quantizer of a converted layer; the layer owns the parts.
+
+    So the quantizers have the names, and the checkpoints the keys, that they
+    have with the other backend.
+
+    Args:
+        layer (QuantizedLayer): The converted layer.
+        of_weight (bool): Whether it quantizes the weight, or the input.
+    """
+
+    def __init__(self, layer: nn.Module, of_weight: bool) -> None:
+        super().__init__(of_weight)
+        # In a list it is no submodule, and a deep copy points to the copy.
+        self._layer = [layer]
+
+    @property
+    def quantizer(self) -> Quantizer:
+        layer, = self._layer
+        return (layer.weight_quantizer
+                if self.of_weight else layer.input_quantizer)
+
+    @property
+    def perturbation(self) -> StochasticFeaturePerturbation | None:
+        return self._layer[0].perturbation

@@ -1,0 +1,158 @@
+"""The seam between FPQ and a fake quantizer of any backend."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from mmengine.dist import get_world_size
+from torch import Tensor, nn
+
+MIN_BITS, MAX_BITS = 2, 8
+
+
+class Quantizer(ABC, nn.Module):
+    """What calibration, SFP, optimizer groups and checkpoints know.
+
+    Life: built uninitialised; *calibrated* (:meth:`observe` on data, then
+    :meth:`initialize`); then it fake quantizes. One that is used in training
+    before it was calibrated initialises itself from that first tensor, as LSQ
+    does; in eval mode or in distributed training that is an error, since
+    ranks would disagree without a word.
+
+    ``initialized`` and ``bits`` are part of the ``state_dict``. Loading a
+    state of other bits is refused.
+
+    Args:
+        bits (int): Bits, 2 to 8.
+        device (torch.device, optional): Where the state is made. Defaults to
+            None, torch's default device.
+
+    Attributes:
+        over_batch (bool): Whether the tensors hold a rank's share of the
+            batch, as features do and weights do not. Defaults to False.
+
+    Raises:
+        ValueError: If ``bits`` is not an integer of 2 to 8.
+    """
+
+    over_batch = False
+
+    def __init__(self,
+                 bits: int,
+                 device: torch.device | None = None) -> None:
+        super().__init__()
+        check_bits(bits)
+        self.num_bits = bits
+        # Run-time switches in Python spare a device sync per call.
+        self._fake_quant_on = True
+        self._observing = False
+        self._ready = False
+        self.register_buffer(
+            'initialized', torch.tensor(0, dtype=torch.uint8, device=device))
+        self.register_buffer(
+            'bits', torch.tensor(bits, dtype=torch.uint8, device=device))
+
+    @abstractmethod
+    def step(self) -> Tensor:
+        """The current step, positive, detached, shape (1,) or (C,)."""
+
+    @abstractmethod
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        """Fake quantize ``x`` of any shape with the current step."""
+
+    @abstractmethod
+    def observe(self, x: Tensor) -> None:
+        """Collect what :meth:`initialize` needs of ``x``."""
+
+    @abstractmethod
+    def was_observed(self) -> bool:
+        """Whether :meth:`observe` has seen a tensor since the last reset."""
+
+    @abstractmethod
+    def reset_observer(self) -> None:
+        """Forget what was observed."""
+
+    @abstractmethod
+    def initialize(self) -> None:
+        """Set step and zero point from what was observed.
+
+        Raises:
+            ValueError: If nothing, or something non-finite, was observed.
+        """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe and/or fake quantize ``x``; shape and dtype are kept.
+
+        Raises:
+            RuntimeError: If not calibrated, in eval mode or in distributed
+                training.
+        """
+        if self._observing:
+            self.observe(x)
+        if not self._fake_quant_on:
+            return x
+        if self.lacks_step():
+            if not self.training or get_world_size() > 1:
+                self.require_step()
+            self.observe(x)
+            self.initialize()
+        return self.fake_quantize(x)
+
+    def is_initialized(self) -> bool:
+        """Whether the step was calibrated, learned or loaded."""
+        if not self._ready:
+            self._ready = bool(self.initialized)
+        return self._ready
+
+    def has_step(self) -> bool:
+        """Whether it quantizes: switched on and initialised."""
+        return self._fake_quant_on and self.is_initialized()
+
+    def lacks_step(self) -> bool:
+        """Whether it should quantize, but has no step yet."""
+        return self._fake_quant_on and not self.is_initialized()
+
+    def require_step(self) -> None:
+        """Refuse to go on without a step.
+
+        Raises:
+            RuntimeError: If :meth:`lacks_step`.
+        """
+        if self.lacks_step():
+            raise RuntimeError(
+                f'{type(self).__name__} has no step yet: call '
+                'fpq_plugin.calibrate(model, batches), or load a checkpoint '
+                'trained with FPQ, before evaluation or distributed training')
+
+    def enable_fake_quant(self, enabled: bool = True) -> None:
+        """Switch fake quantization on or off."""
+        self._fake_quant_on = bool(enabled)
+
+    def _mark_initialized(self) -> None:
+        self.initialized.fill_(1)
+        self._ready = True
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
+                              missing_keys, unexpected_keys, error_msgs):
+        bits = state_dict.get(prefix + 'bits')
+        if bits is not None and int(bits) != self.num_bits:
+            error_msgs.append(f'{prefix[:-1]}: the state has {int(bits)} bits '
+                              f'and this quantizer {self.num_bits}')
+            return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata,
+                                      strict, missing_keys, unexpected_keys,
+                                      error_msgs)
+        self._ready = False
+
+
+def check_bits(bits: int) -> None:
+    """Refuse ``bits`` that no quantizer of FPQ has.
+
+    Raises:
+        ValueError: If ``bits`` is not an integer of 2 to 8.
+    """
+    if (isinstance(bits, bool) or not isinstance(bits, int)
+            or not MIN_BITS <= bits <= MAX_BITS):
+        raise ValueError(f'bits must be an integer of {MIN_BITS} to '
+                         f'{MAX_BITS}, got {bits!r}')

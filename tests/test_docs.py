@@ -1,0 +1,47 @@
+"""The code of the documentation runs, block after block."""
+
+import re
+
+import pytest
+from runs import ROOT
+
+from brevitas_adapters.backend import BREVITAS
+from fpq_plugin import FPQHook
+
+TEXT = (ROOT / 'docs/brevitas.md').read_text()
+
+
+def blocks(language):
+    return re.findall(rf'```{language}\n(.*?)```', TEXT, re.DOTALL)
+
+
+@pytest.fixture
+def registered():
+    """What the page registers is gone afterwards."""
+    before = dict(BREVITAS.activation._module_dict)
+    yield
+    BREVITAS.activation._module_dict.clear()
+    BREVITAS.activation._module_dict.update(before)
+
+
+def test_the_brevitas_page_runs(tmp_path, monkeypatch, registered):
+    monkeypatch.chdir(tmp_path)
+    configs = [b for b in blocks('python') if b.startswith('default_hooks')]
+    code = [b for b in blocks('python') if b not in configs]
+    assert len(configs) == 2
+    assert len(code) == 6
+    for config in configs:
+        scope = {}
+        exec(config, scope)
+        options = scope['default_hooks']['fpq']
+        assert options.pop('type') == 'FPQHook'
+        assert FPQHook(**options).settings['backend'] == 'brevitas'
+    scope = {}
+    for block in code:
+        exec(block, scope)
+    assert (tmp_path / 'model.onnx').exists()
+
+
+def test_its_command_exists():
+    command, = re.findall(r'python (tools/\S+)', TEXT)
+    assert (ROOT / command).is_file()
