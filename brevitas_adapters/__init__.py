@@ -4,12 +4,17 @@ Importing this package registers the backend 'brevitas'; ``FPQHook`` and
 ``fpq_plugin.convert`` import it when a config asks for that backend.
 """
 
+from importlib.util import find_spec
+
 from .adopt import adopt, float_twin
 from .backend import register_injector
 from .export import export_qcdq
 from .layers import BrevitasConv2d, BrevitasLayer, BrevitasLinear
 from .lsq import LSQActPerTensor, LSQWeightPerChannel
 from .stock import StockQuantizer
+
+if find_spec('mmcv') is not None:
+    from . import mmcv_wrappers  # noqa: F401
 
 __all__ = [
     'BrevitasConv2d', 'BrevitasLayer', 'BrevitasLinear', 'LSQActPerTensor',

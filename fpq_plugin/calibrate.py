@@ -45,8 +45,12 @@ def calibrate(model: nn.Module,
             Defaults to ``warnings.warn``.
 
     Raises:
-        ValueError: If a range is not finite; the message names the layer.
+        ValueError: If a range is not finite, the message names the layer, or
+            if the model is not converted.
     """
+    if not quantized_layers(model):
+        raise ValueError('the model has no quantized layer: call '
+                         'convert(model) first')
     if forward is None:
         forward = _call
     pending = uninitialized(model)
@@ -54,6 +58,7 @@ def calibrate(model: nn.Module,
     for name, layer in quantized_layers(model).items():
         quantizer = inputs.pop(_join(name, 'weight_quantizer'), None)
         if quantizer is not None:
+            quantizer.reset_observer()
             quantizer.observe(layer.weight)
     if inputs:
         with _observing(model, inputs.values()):
@@ -71,8 +76,7 @@ def calibrate(model: nn.Module,
                 f'calibration: {name}: {error}; look for NaN or inf in the '
                 'weights, the batch norm statistics or the data') from error
     if missed:
-        warn(f'calibration reached no input of {", ".join(missed)}: they take '
-             'their range from the first training batch that reaches them')
+        warn(f'calibration reached no input of {", ".join(missed)}')
 
 
 @contextmanager

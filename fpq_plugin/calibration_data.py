@@ -30,9 +30,12 @@ def calibration_batches(loader: DataLoader, num_images: int, seed: int,
         Any: What the loader's collate function returns.
 
     Raises:
-        ValueError: If the training set has fewer images.
+        ValueError: If the training set has fewer images, or no length.
     """
     dataset = loader.dataset
+    if not hasattr(dataset, '__len__'):
+        raise ValueError('calibration: the training set is an iterable '
+                         'without a length; FPQ needs one with a length')
     if len(dataset) < num_images:
         raise ValueError(
             f'calibration.num_images: {num_images} images asked for, the '
@@ -57,7 +60,9 @@ def calibration_batches(loader: DataLoader, num_images: int, seed: int,
 def same_randomness() -> Iterator[None]:
     """Give every global random generator back its state on leaving."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        yield
-    random.setstate(python)
-    np.random.set_state(numpy)
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .backends import Backend, get_backend
 from .layer_table import LayerRow, LayerTable
@@ -67,11 +67,7 @@ def check_settings(weight: dict | None,
 def is_float(weight: dict | None, activation: dict | None,
              overrides: Mapping[str, dict] | None) -> bool:
     """Whether the settings quantize nothing: weight and activation off."""
-
-    def off(part: dict | None) -> bool:
-        return part is None or part.get('bits') == OFF_BITS
-
-    return off(weight) and off(activation) and not overrides
+    return _is_off(weight) and _is_off(activation) and not overrides
 
 
 def convert(model: nn.Module,
@@ -196,10 +192,8 @@ def noise_clock(model: nn.Module) -> NoiseClock | None:
 def _check_parts(prefix: str, parts: Mapping[str, dict | None],
                  backend: Backend) -> None:
     for part, cfg in parts.items():
-        default = (DEFAULT_PERTURBATION
-                   if part == 'perturbation' else DEFAULT_WEIGHT)
         registry = backend.registry(part)
-        cfg = resolve(prefix + part, cfg, default['type'], registry)
+        cfg = resolve(prefix + part, cfg, _default_type(part), registry)
         if cfg is not None:
             build(prefix + part, cfg, registry)
 
@@ -218,37 +212,48 @@ def _plan(layers: Mapping[str, nn.Module], base: dict[str, Any],
           backend: Backend) -> dict[str, tuple[dict, str]]:
     """For each layer its parts' configs and the reason."""
     nothing = dict.fromkeys(_PARTS)
-    kept = [n for n in layers if not any(matches(n, p) for p in skip)]
-    ends = dict.fromkeys(kept[-1:], 'last layer')
-    ends.update(dict.fromkeys(kept[:1], 'first layer'))
-    plans: dict[str, tuple[dict, str]] = {}
-    for name in layers:
-        if name not in kept:
-            by = next(p for p in skip if matches(name, p))
-            plans[name] = nothing, f'skip {by!r}'
-            continue
-        plan, why = dict(base), 'default'
-        if name in ends and first_last_bits is not None:
-            why = ends[name]
-            for part in ('weight', 'activation'):
-                if plan[part] is not None:
-                    plan[part] = {**plan[part], 'bits': first_last_bits}
+
+    def plan(name: str, bits: int | None, why: str) -> tuple[dict, str]:
+        by = next((p for p in skip if matches(name, p)), None)
+        if by is not None:
+            return nothing, f'skip {by!r}'
+        parts = dict(base)
+        for part in ('weight', 'activation'):
+            if bits is not None and not _is_off(parts[part]):
+                parts[part] = {**parts[part], 'bits': bits}
         for pattern, override in overrides.items():
             if matches(name, pattern):
                 why = f'override {pattern!r}'
                 for part, given in override.items():
-                    plan[part] = _merge(plan[part], given)
-        resolved = {
-            part: resolve(part, plan[part],
-                          (DEFAULT_PERTURBATION if part == 'perturbation'
-                           else DEFAULT_WEIGHT)['type'],
+                    parts[part] = _merge(parts[part], given)
+        parts = {
+            part: resolve(part, cfg, _default_type(part),
                           backend.registry(part))
-            for part in _PARTS
+            for part, cfg in parts.items()
         }
-        if not resolved['weight'] and not resolved['activation']:
-            resolved, why = nothing, f'{why}: off'
-        plans[name] = resolved, why
+        if not parts['weight'] and not parts['activation']:
+            return nothing, f'{why}: off'
+        return parts, why
+
+    plans = {name: plan(name, None, 'default') for name in layers}
+    quantized = [
+        name for name, (parts, _) in plans.items()
+        if parts['weight'] or parts['activation']
+    ]
+    if first_last_bits is not None:
+        for name, why in zip(quantized[-1:] + quantized[:1],
+                             ('last layer', 'first layer')):
+            plans[name] = plan(name, first_last_bits, why)
     return plans
+
+
+def _is_off(cfg: dict | None) -> bool:
+    return cfg is None or cfg.get('bits') == OFF_BITS
+
+
+def _default_type(part: str) -> str:
+    return (DEFAULT_PERTURBATION
+            if part == 'perturbation' else DEFAULT_WEIGHT)['type']
 
 
 def _build(name: str, layer: nn.Module, plan: dict[str, Any],
@@ -262,6 +267,9 @@ def _build(name: str, layer: nn.Module, plan: dict[str, Any],
     weight = part('weight', symmetric=True, per_channel=True, ch_axis=0,
                   num_channels=layer.weight.shape[0])
     activation = part('activation')
+    if getattr(activation, 'is_per_channel', False):
+        raise ValueError(f'activation of {name}: per_channel is for weights; '
+                         'an activation has one step')
     return weight, activation, part('perturbation') if activation else None
 
 
@@ -273,11 +281,12 @@ def _table(model: nn.Module, whys: Mapping[str, str]) -> LayerTable:
     rows = LayerTable()
     for name, layer in model.named_modules():
         weight = getattr(layer, 'weight', None)
-        if weight is None or weight.dim() < 2:
+        if not isinstance(weight, Tensor) or weight.dim() < 2:
             continue
         float_type = (layer.float_type
                       if isinstance(layer, QuantizedLayer) else type(layer))
-        why = whys.get(name, 'type not registered')
+        why = whys.get(name, f'type {float_type.__module__}.'
+                       f'{float_type.__qualname__} not registered')
         rows.append(
             LayerRow(name, float_type.__name__,
                      bits(layer, 'weight_quantizer'),

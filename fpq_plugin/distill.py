@@ -18,9 +18,10 @@ class Distiller:
     """Compares student and teacher layer by layer during one forward.
 
     A training forward of the student first runs the teacher on the same
-    arguments. The teacher's maps wait by layer name and call; as each
-    student's output appears, its loss is taken and the map is let go.
-    :meth:`loss` then is the sum over the layers, L_CSD of equation (22).
+    arguments; its maps wait by layer name and call for the student's. When
+    the forward ends the pairs' losses are taken, outside any region that
+    activation checkpointing would run again. :meth:`loss` then is the sum
+    over the layers, L_CSD of equation (22). No standardized map is stored.
 
     The teacher is kept in eval mode, without gradient, and is no submodule
     of anything: it is in no checkpoint, EMA copy or DDP bucket.
@@ -38,7 +39,8 @@ class Distiller:
             Defaults to ``warnings.warn``.
 
     Raises:
-        ValueError: If the teacher lacks a distilled layer.
+        ValueError: If the student has no quantized layer, or the teacher
+            lacks one of them.
 
     Examples:
         >>> import copy, torch, fpq_plugin
@@ -66,11 +68,15 @@ class Distiller:
         self._warn = warn
         self._active = False
         self._maps: dict[str, deque[tuple[Tensor, int]]] = defaultdict(deque)
+        self._pairs: list[tuple[str, Tensor, int, Tensor, int]] = []
         self._overwritten: set[str] = set()
         self._losses: dict[str, Tensor] = {}
         self._left_out: set[str] = set()
 
         layers = quantized_layers(student)
+        if not layers:
+            raise ValueError('the student has no quantized layer: call '
+                             'convert(student) first')
         known = dict(teacher.named_modules())
         missing = [name for name in layers if name not in known]
         if missing:
@@ -101,7 +107,7 @@ class Distiller:
 
     def layer_losses(self) -> dict[str, Tensor]:
         """Each distilled layer's part of :meth:`loss`, by layer name."""
-        return dict(self._losses)
+        return {name: loss.detach() for name, loss in self._losses.items()}
 
     def detach(self) -> None:
         """Remove all hooks and let the teacher and the losses go."""
@@ -111,10 +117,9 @@ class Distiller:
         self._maps.clear()
         del self.teacher
 
-    @property
-    def active(self) -> bool:
-        """Whether a distilled student forward is running."""
-        return self._active
+    def has_loss(self) -> bool:
+        """Whether the last training forward compared any layer."""
+        return bool(self._losses)
 
     def _start(self, student: nn.Module, args: tuple, kwargs: dict) -> None:
         if not student.training or not torch.is_grad_enabled():
@@ -130,8 +135,25 @@ class Distiller:
                 self._run_teacher(self.teacher, args, kwargs)
 
     def _stop(self, student: nn.Module, args: tuple, output: Any) -> None:
-        self._active = False
+        pairs, self._pairs = self._pairs, []
+        active, self._active = self._active, False
         self._maps.clear()
+        # None: the forward raised an error.
+        if not active or output is None:
+            return
+        for name, output, version, teacher_map, axis in pairs:
+            if output._version != version:
+                self._overwritten.add(name)
+                self._leave_out(
+                    name, 'its output was changed in place after it; from '
+                    'the next iteration on it is cloned')
+                continue
+            try:
+                loss = self.criterion(output, teacher_map, axis)
+            except ValueError as error:
+                raise ValueError(f'distillation of {name}: {error}') from error
+            past = self._losses.get(name)
+            self._losses[name] = loss if past is None else past + loss
 
     def _find_overwritten(self) -> bool:
         """Whether new layers turned up whose output is changed in place.
@@ -172,13 +194,9 @@ class Distiller:
                 self._leave_out(name, 'the teacher did not call it')
                 return
             teacher_map, _ = self._maps[name].popleft()
-            try:
-                loss = self.criterion(
-                    self._own(name, _values(output)), teacher_map,
-                    layer.channel_axis)
-            except ValueError as error:
-                raise ValueError(f'distillation of {name}: {error}') from error
-            self._losses[name] = self._losses.get(name, 0) + loss
+            output = self._own(name, _values(output))
+            self._pairs.append((name, output, output._version, teacher_map,
+                                layer.channel_axis))
 
         return compare
 

@@ -59,7 +59,8 @@ def _hook_options(cfg: Config) -> dict:
     hooks = list((cfg.get('default_hooks') or {}).values())
     hooks += cfg.get('custom_hooks') or []
     for hook in hooks:
-        kind = str(hook.get('type', '')) if isinstance(hook, dict) else ''
-        if kind.rpartition('.')[2] == 'FPQHook':
+        kind = hook.get('type', '') if isinstance(hook, dict) else ''
+        name = kind if isinstance(kind, str) else kind.__name__
+        if name.rpartition('.')[2] == 'FPQHook':
             return hook
     raise ValueError('the config has no FPQHook in default_hooks')

@@ -35,6 +35,7 @@ class NoiseClock:
         self.rank = 0
         self.iteration = 0
         self.forward = 0
+        self._ticks = 0
 
     def seek(self, iteration: int) -> None:
         """Go to the start of training iteration ``iteration``."""
@@ -45,10 +46,11 @@ class NoiseClock:
         """Forward pre-hook of the model: the next training forward starts."""
         if model.training:
             self.forward += 1
+            self._ticks += 1
 
-    def now(self) -> tuple[int, int]:
-        """The running forward, as (iteration, forward in the iteration)."""
-        return self.iteration, self.forward
+    def now(self) -> int:
+        """A number of the running forward, never the same again."""
+        return self._ticks
 
     def key(self, layer: int, call: int) -> int:
         """64-bit key of ``layer``'s ``call``-th call in this forward."""

@@ -59,10 +59,12 @@ def separate_scales(model: nn.Module,
     seen = Counter(
         id(p) for optimizer in optimizers for group in optimizer.param_groups
         for p in group['params'])
-    for key, name in names.items():
-        if seen[key] != 1:
+    for name, parameter in scales.items():
+        # A constructor may leave frozen parameters out.
+        least = 1 if parameter.requires_grad else 0
+        if not least <= seen[id(parameter)] <= 1:
             raise ValueError(
-                f'the optimizer has {name} in {seen[key]} groups, '
+                f'the optimizer has {name} in {seen[id(parameter)]} groups, '
                 'expected 1: does optim_wrapper.constructor (or a custom '
                 'optimizer) leave out parameters it does not know?')
 

@@ -7,6 +7,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .noise_clock import NoiseClock, in_backward, mix
+from .numeric import is_number
 
 
 @MODELS.register_module()
@@ -36,7 +37,7 @@ class StochasticFeaturePerturbation(nn.Module):
                  where: str = 'after',
                  granularity: str = 'call') -> None:
         super().__init__()
-        if isinstance(p, bool) or not 0 <= p <= 1:
+        if not is_number(p, 0, 1):
             raise ValueError(f'p must be a probability in [0, 1], got {p!r}')
         if where not in ('after', 'before'):
             raise ValueError(f"where must be 'after' or 'before', got "
@@ -55,7 +56,6 @@ class StochasticFeaturePerturbation(nn.Module):
         self.layer = layer
         self._now = None
         self._calls = 0
-        self._replayed = 0
 
     def forward(self, x: Tensor, quantizer: nn.Module) -> Tensor:
         """Quantize ``x`` with ``quantizer`` and perturb it.
@@ -100,15 +100,22 @@ class StochasticFeaturePerturbation(nn.Module):
         """This call's number in the running forward.
 
         Activation checkpointing runs the forward again during the backward;
-        those calls get the numbers, and so the noise, of the first time.
+        that call gets the number, and so the noise, of the first time.
+
+        Raises:
+            RuntimeError: If the layer was called more than once: which call
+                is run again cannot be told.
         """
         if self._now != self.clock.now():
             self._now = self.clock.now()
-            self._calls = self._replayed = 0
+            self._calls = 0
         if in_backward() and self._calls:
-            call = self._replayed % self._calls
-            self._replayed += 1
-            return call
+            if self._calls > 1:
+                raise RuntimeError(
+                    'activation checkpointing runs a perturbed layer again '
+                    f'that was called {self._calls} times in one forward; set '
+                    'perturbation=None for it in overrides')
+            return 0
         self._calls += 1
         return self._calls - 1
 

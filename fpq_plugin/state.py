@@ -119,9 +119,16 @@ def refuse_other_quantization(model: nn.Module, state: Mapping[str, Tensor],
     if not given:
         raise ValueError(f'{what} is of a full-precision model: it has no '
                          f'scales. {mend}')
+    absent = [
+        name for name, layer in quantized_layers(model).items()
+        if f'{name}.weight' not in state
+    ]
+    if absent:
+        raise ValueError(f'{what} is of another model: it has no '
+                         f'{first_few(absent)}. {mend}')
     other = [
-        f'{name}: {given.get(name, 32)} bits in the checkpoint, '
-        f'{own.get(name, 32)} in the config' for name in {**own, **given}
+        f'{name}: {_bits(given, name)} in the checkpoint, '
+        f'{_bits(own, name)} in the config' for name in {**own, **given}
         if given.get(name) != own.get(name)
     ]
     if other:
@@ -131,3 +138,7 @@ def refuse_other_quantization(model: nn.Module, state: Mapping[str, Tensor],
     if empty:
         raise ValueError(f'{what} has no scales yet for '
                          f'{first_few(empty)}. {mend}')
+
+
+def _bits(quantizers: Mapping[str, int], name: str) -> str:
+    return f'{quantizers[name]} bits' if name in quantizers else 'float'

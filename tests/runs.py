@@ -15,6 +15,8 @@ from mmengine import Config
 from mmengine.runner import Runner
 from sklearn.datasets import load_digits
 
+from fpq_plugin.compat import load_file
+
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'mm_configs'
 _NUMBER = itertools.count()
@@ -82,7 +84,7 @@ def scalars_of(work_dir: Path, key: str) -> list[float]:
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
     """The state dict of a checkpoint that mmengine wrote."""
-    return torch.load(path, weights_only=True)['state_dict']
+    return load_file(str(path))['state_dict']
 
 
 def mim_command(*args: str) -> list[str]:

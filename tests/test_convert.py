@@ -156,7 +156,9 @@ def test_unregistered_layers_are_in_the_table(convert):
     model = nn.Sequential(nn.Conv1d(2, 2, 3), nn.Linear(4, 4))
     table = convert(model)
     assert [(r.name, r.weight_bits, r.why) for r in table] == [
-        ('0', 32, 'type not registered'), ('1', 8, 'first layer')]
+        ('0', 32, 'type torch.nn.modules.conv.Conv1d not registered'),
+        ('1', 8, 'first layer'),
+    ]
 
 
 def through_a_file(model, tmp_path):
@@ -241,3 +243,45 @@ def test_another_registered_quantizer_is_built_by_its_name(convert):
     convert(model, activation=dict(type='HalfStep', bits=4))
     assert isinstance(model[3].input_quantizer, HalfStep)
     assert not isinstance(model[3].weight_quantizer, HalfStep)
+
+
+def test_bits_32_is_off_for_the_first_and_last_layer_too(convert):
+    table = convert(net(), weight=dict(bits=32))
+    assert [(r.weight_bits, r.activation_bits) for r in table] == [
+        (32, 8), (32, 4), (32, 4), (32, 8)]
+
+
+def test_first_and_last_are_those_that_are_quantized(convert):
+    table = convert(net(), overrides={
+        '0': dict(weight=None, activation=None), '7': dict(weight=None,
+                                                           activation=None)})
+    assert [(r.weight_bits, r.why) for r in table] == [
+        (32, "override '0': off"), (8, 'first layer'), (8, 'last layer'),
+        (32, "override '7': off")]
+
+
+def test_an_activation_has_one_step(convert):
+    with pytest.raises(ValueError, match='activation of 0: per_channel is fo'):
+        convert(net(), activation=dict(bits=4, per_channel=True))
+
+
+def test_a_weight_that_is_no_tensor_is_passed_over(convert):
+    model = net()
+    model[2].weight = 0.5
+    assert len(convert(model)) == 4
+
+
+def test_mmcvs_own_linear_and_conv(convert):
+    from mmcv.cnn.bricks import wrappers
+    model = nn.Sequential(wrappers.Conv2d(1, 4, 3), nn.Flatten(),
+                          wrappers.Linear(4, 4), wrappers.Linear(4, 2))
+    plain = copy.deepcopy(model)
+    convert(model, weight=dict(bits=32), activation=dict(bits=8))
+    x = torch.randn(64, 1, 3, 3)
+    calibrate(model, [x])
+    assert len(quantized_layers(model)) == 3
+    torch.testing.assert_close(
+        model.eval()(x), plain(x), rtol=0.1, atol=0.05)
+    to_float(model)
+    assert torch.equal(model(x), plain(x))
+    assert type(model[2]) is wrappers.Linear

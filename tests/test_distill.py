@@ -6,6 +6,7 @@ import pytest
 import torch
 from reference import csd_64
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from fpq_plugin import CSDLoss, Distiller, calibrate, convert
 
@@ -160,26 +161,72 @@ def test_layers_that_cannot_be_distilled_are_told_once():
     assert list(distiller.layer_losses()) == ['main']
 
 
+class Checkpointed(nn.Module):
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        x = self.first(x)
+        if self.reentrant is None:
+            return self.second(x)
+        return checkpoint(self.second, x, use_reentrant=self.reentrant)
+
+
 def test_reentrant_checkpointing_is_told():
-    from torch.utils.checkpoint import checkpoint
-
-    class Checkpointed(nn.Module):
-
-        def __init__(self):
-            super().__init__()
-            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
-
-        def forward(self, x):
-            x = self.first(x)
-            return checkpoint(self.second, x, use_reentrant=True)
-
-    model, teacher = pair(Checkpointed())
+    model, teacher = pair(Checkpointed(True))
     told = []
     distiller = Distiller(model, teacher, CSDLoss(), warn=told.append)
     (model(torch.randn(8, 4)).sum() + distiller.loss()).backward()
     assert len(told) == 1
     assert 'second' in told[0]
     assert 'without gradient' in told[0]
+
+
+def test_other_checkpointing_distils_as_without():
+    grads = []
+    for reentrant in (False, None):
+        torch.manual_seed(1)
+        model, teacher = pair(Checkpointed(reentrant))
+        x = torch.randn(8, 4)
+        calibrate(model, [x])
+        distiller = Distiller(model, teacher, CSDLoss())
+        (model(x).square().sum() + distiller.loss()).backward()
+        grads.append([p.grad for p in model.parameters()])
+        assert list(distiller.layer_losses()) == ['first', 'second']
+    for one, two in zip(*grads):
+        torch.testing.assert_close(one, two)
+
+
+def test_an_in_place_dropout_of_the_student_alone():
+    """The teacher in eval mode does not overwrite; the student does."""
+    model, teacher = pair(nn.Sequential(
+        nn.Linear(4, 4), nn.Dropout(0.5, inplace=True), nn.Linear(4, 2)))
+    x = torch.randn(16, 4)
+    calibrate(model, [x])
+    told = []
+    distiller = Distiller(model, teacher, CSDLoss(), warn=told.append)
+    model(x)
+    assert list(distiller.layer_losses()) == ['2']
+    assert 'changed in place' in told[0]
+    maps = record(model), record(teacher)
+    model(x)
+    expected = csd_64(maps[0]['0'][0].double(), maps[1]['0'][0].double(),
+                      (0, ), 1e-5) / 64
+    loss = distiller.layer_losses()['0']
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    distiller.loss().backward()
+    assert len(told) == 1
+
+
+def test_an_unconverted_student_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(ValueError, match='call convert'):
+        Distiller(model, copy.deepcopy(model), CSDLoss())
+    with pytest.raises(ValueError, match='call convert'):
+        calibrate(model, [torch.randn(2, 4)])
 
 
 def test_outputs_of_different_shape_name_the_layer():

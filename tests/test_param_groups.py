@@ -61,3 +61,14 @@ def test_groups_for_a_plain_loop():
     optimizer = torch.optim.SGD(
         param_groups(model, lr=0.1, weight_decay=1e-4))
     check(model, optimizer, 0.1)
+
+
+def test_frozen_scales_may_be_left_out():
+    """As layer-wise learning-rate constructors do."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    convert(model)
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], lr=0.1)
+    separate_scales(model, [optimizer])
+    assert len(optimizer.param_groups[1]['params']) == 2

@@ -114,63 +114,68 @@ def test_the_global_generator_is_left_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-class Shared(nn.Module):
-    """One layer called three times, the way a head runs over a pyramid."""
+class Chain(nn.Module):
+    """Layers by name, each of which may run under checkpointing."""
 
-    def __init__(self):
+    def __init__(self, names):
         super().__init__()
-        self.layer = nn.Linear(6, 6)
+        self.names = names
+        self.layers = nn.ModuleDict({n: nn.Linear(6, 6) for n in set(names)})
         self.reentrant = None
 
     def forward(self, x):
         outs = []
-        for _ in range(3):
+        for name in self.names:
             if self.reentrant is None:
-                x = self.layer(x)
+                x = self.layers[name](x)
             else:
-                x = checkpoint(self.layer, x, use_reentrant=self.reentrant)
+                x = checkpoint(
+                    self.layers[name], x, use_reentrant=self.reentrant)
             outs.append(x)
         return torch.stack(outs).square().mean()
+
+
+def checkpointed(names, backend):
+    """The gradients of a chain, plain or under checkpointing."""
+    model = Chain(names)
+    convert(model, perturbation=dict(p=0.7), backend=backend)
+    x = torch.randn(4, 6, requires_grad=True)
+    model(x)  # initialises the quantizers
+
+    def gradients(reentrant):
+        model.reentrant = reentrant
+        noise_clock(model).seek(5)
+        model.zero_grad()
+        x.grad = None
+        model(x).backward()
+        return [x.grad.clone()] + [
+            p.grad.clone() for p in model.parameters()]
+
+    return gradients
 
 
 @pytest.mark.parametrize('reentrant', [True, False])
 def test_activation_checkpointing_replays_the_noise(reentrant, backend):
     """The second forward, inside the backward, must see the same noise."""
-
-    class Chain(nn.Module):
-
-        def __init__(self):
-            super().__init__()
-            self.inner = Shared()
-            self.reentrant = None
-
-        def forward(self, x):
-            if self.reentrant is None:
-                return self.inner(x)
-            return checkpoint(self.inner, x, use_reentrant=self.reentrant)
-
-    model = Chain()
-    convert(model, perturbation=dict(p=0.7), backend=backend)
-    x = torch.randn(4, 6, requires_grad=True)
-    model(x)  # initialises the quantizers
-
-    def gradients(mode):
-        model.reentrant = mode
-        noise_clock(model).seek(5)
-        model.zero_grad()
-        x.grad = None
-        model(x).backward()
-        return [x.grad] + [p.grad for p in model.parameters()]
-
+    gradients = checkpointed('abc', backend)
     for plain, replayed in zip(gradients(None), gradients(reentrant)):
         torch.testing.assert_close(replayed, plain, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize('reentrant', [True, False])
+def test_checkpointing_a_shared_perturbed_layer_is_refused(reentrant):
+    """Which of its calls is run again cannot be told."""
+    gradients = checkpointed('aba', 'torch_ao')
+    gradients(None)
+    with pytest.raises(RuntimeError, match='called 2 times in one forward'):
+        gradients(reentrant)
+
+
 def test_each_call_of_a_shared_layer_draws_its_own_noise(backend):
-    model = Shared()
+    model = Chain('aaa')
     convert(model, perturbation=dict(p=1.0), backend=backend)
     seen = []
-    layer = model.layer
+    layer = model.layers['a']
     perturb = layer.perturbation.perturb
     layer.perturbation.perturb = lambda x, step, key: seen.append(
         key) or perturb(x, step, key)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-import os.path as osp
+import inspect
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmengine.dist import broadcast, get_rank, is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 from torch import nn
 
 from ..calibrate import calibrate, uninitialized
@@ -31,7 +31,9 @@ from ..convert import (
 from ..distill import Distiller
 from ..layer_table import LayerTable
 from ..layers import quantized_layers
+from ..noise_clock import NoiseClock
 from ..nonfinite import NonFiniteGuard
+from ..numeric import is_number
 from ..options import build, known_options, refuse_unknown, resolve
 from ..param_groups import separate_scales
 from ..quantizers import Quantizer
@@ -44,14 +46,10 @@ from ..state import (
     refuse_other_architecture,
     refuse_other_quantization,
 )
-from ..teacher import (
-    copy_float,
-    fill_from_file,
-    fill_from_student,
-    fingerprint,
-    save_teacher,
-)
+from ..teacher import fill_from_file
 from ..version import __version__
+from .run_teacher import RunTeacher
+from .start_weights import starts_from_teacher
 
 DEFAULT_DISTILLATION = dict(type='CSDLoss', loss_weight=1.0)
 DEFAULT_CALIBRATION = dict(num_images=100)
@@ -116,8 +114,8 @@ class FPQHook(Hook):
         if teacher is not None and not isinstance(teacher, str):
             raise TypeError('fpq.teacher: must be the path or URL of a '
                             f'checkpoint, got {teacher!r}')
-        if not scale_lr_mult >= 0:
-            raise ValueError('fpq.scale_lr_mult: must be >= 0, got '
+        if not is_number(scale_lr_mult, 0):
+            raise ValueError('fpq.scale_lr_mult: must be a number >= 0, got '
                              f'{scale_lr_mult!r}')
         self.settings = dict(
             weight=weight,
@@ -136,8 +134,9 @@ class FPQHook(Hook):
         self.teacher = teacher
         self.scale_lr_mult = scale_lr_mult
 
-        self._teacher_model: nn.Module | None = None
-        self._teacher_record: dict | None = None
+        self._run_teacher = RunTeacher(teacher)
+        self._fill_student = False
+        self._clock: NoiseClock | None = None
         self._optim_wrapper: OptimWrapper | None = None
         self._distiller: Distiller | None = None
         self._guard: NonFiniteGuard | None = None
@@ -158,12 +157,12 @@ class FPQHook(Hook):
         model = _inner(runner.model)
         training = self._training(runner)
         if training:
-            self._require_float_weights(runner, model)
-            if self.criterion is not None and self._teacher_model is None:
-                self._teacher_model = copy_float(model)
-                if self.teacher is not None:
-                    fill_from_file(self._teacher_model, self.teacher,
-                                   'fpq.teacher')
+            if not runner._has_loaded:
+                self._fill_student = starts_from_teacher(
+                    runner, model, self.teacher)
+            if self.criterion is not None and self._run_teacher.model is None:
+                self._run_teacher.copy(model)
+            self._warn_of_unread_options(runner)
         if not quantized_layers(model):
             self._table = self.convert(model)
             runner.logger.info(
@@ -177,41 +176,27 @@ class FPQHook(Hook):
         if training and runner.optim_wrapper is not self._optim_wrapper:
             self._rebuild_optimizer(runner, model)
 
-    def _require_float_weights(self, runner: Runner,
-                               model: nn.Module) -> None:
-        """Refuse a run that would start from random weights."""
-        source = runner._load_from
-        if runner._resume:
-            if source is None and find_latest_checkpoint(
-                    runner.work_dir) is None:
-                raise ValueError('resume: there is no checkpoint in '
-                                 f'{runner.work_dir!r}. Start the run without '
-                                 '--resume, with load_from.')
+    def _warn_of_unread_options(self, runner: Runner) -> None:
+        """Tell of a top-level ``fpq`` that says otherwise than the hook's.
+
+        In ``default_hooks = dict(fpq=_base_.fpq)`` that is the base's value,
+        whatever the file itself assigns to ``fpq``.
+        """
+        written = runner.cfg.get('fpq')
+        used = (runner.cfg.get('default_hooks') or {}).get('fpq')
+        if not isinstance(written, dict) or not isinstance(used, dict):
             return
-        if source is not None:
-            if '://' not in source and not osp.isfile(source):
-                raise ValueError(f'load_from: no file {source!r}')
-            return
-        pretrained = [
-            name for name, module in model.named_modules()
-            if _is_pretrained(getattr(module, 'init_cfg', None))
+        defaults = inspect.signature(FPQHook).parameters
+        unread = [
+            key for key, value in written.items()
+            if key in defaults and value != used.get(key)
+            and used.get(key) == defaults[key].default
         ]
-        if pretrained and '' not in pretrained and self.teacher is None:
-            left = [
-                name for name, child in model.named_children()
-                if not any(p.split('.')[0] == name for p in pretrained)
-                and any(True for _ in child.parameters())
-            ]
-            if left:
-                runner.logger.warning(
-                    'FPQ: init_cfg gives full-precision weights to '
-                    f'{first_few(pretrained)} only; the teacher starts with '
-                    f'random weights in {first_few(left)}')
-        if not pretrained and self.teacher is None:
-            raise ValueError(
-                'FPQ starts from a full-precision model, and none is given: '
-                'set load_from to its checkpoint (or fpq.teacher, or an '
-                'init_cfg of type Pretrained in the model)')
+        if unread:
+            runner.logger.warning(
+                f'FPQ: the top-level fpq of the config has another '
+                f'{first_few(unread)} than default_hooks.fpq, and is not '
+                'read: put options into default_hooks.fpq')
 
     def _rebuild_optimizer(self, runner: Runner, model: nn.Module) -> None:
         """Optimizer and schedulers again, now that the scales exist."""
@@ -224,12 +209,8 @@ class FPQHook(Hook):
             copy.deepcopy(runner.cfg.optim_wrapper))
         runner.param_schedulers = None
         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
-        wrappers = (
-            runner.optim_wrapper.values() if isinstance(
-                runner.optim_wrapper, OptimWrapperDict) else
-            [runner.optim_wrapper])
-        separate_scales(model, [w.optimizer for w in wrappers],
-                        self.scale_lr_mult)
+        optimizers = [w.optimizer for w in _wrappers(runner.optim_wrapper)]
+        separate_scales(model, optimizers, self.scale_lr_mult)
         schedulers = copy.deepcopy(runner.cfg.get('param_scheduler'))
         if schedulers is not None:
             runner.param_schedulers = runner.build_param_scheduler(schedulers)
@@ -244,8 +225,9 @@ class FPQHook(Hook):
         model = _inner(runner.model)
         state = bare_state(checkpoint)
         training = self._training(runner)
-        key = 'resume' if training and runner._resume else 'load_from'
-        what = f'{key}: the checkpoint {runner._load_from or "found"}'
+        what = f'the checkpoint {runner._load_from or "in the work directory"}'
+        if training:
+            what = f'{"resume" if runner._resume else "load_from"}: {what}'
         mend = {
             (True, True): 'Resume with the config that made it, or start '
             'anew from it with load_from and without --resume.',
@@ -255,15 +237,14 @@ class FPQHook(Hook):
             'full-precision one without FPQ.',
         }[training, training and runner._resume]
         if training and not runner._resume and not quantizer_bits(state):
-            if self.teacher is None:
-                refuse_other_architecture(float_state(model), state, what)
+            refuse_other_architecture(float_state(model), state, what)
             # So that mmengine does not warn of hundreds of missing keys.
             checkpoint.get('state_dict', checkpoint).update(
                 quantizer_state(model))
             return
         refuse_other_quantization(model, state, what, mend)
         meta = checkpoint.get('meta', {}).get('fpq', {})
-        self._teacher_record = meta.get('teacher', {})
+        self._run_teacher.student_loaded(meta.get('teacher'))
 
     # -- before_train -----------------------------------------------------
 
@@ -272,19 +253,21 @@ class FPQHook(Hook):
         if not self.active:
             return
         model = _inner(runner.model)
-        if self.criterion is not None:
-            self._settle_teacher(runner, model)
-        elif self.teacher is not None and runner._load_from is None:
+        if self._fill_student:
+            runner.logger.info('FPQ: the student starts from fpq.teacher')
             fill_from_file(model, self.teacher, 'fpq.teacher')
+        if self.criterion is not None:
+            self._run_teacher.settle(runner, model)
         if uninitialized(model):
             self._calibrate(runner, model)
-        clock = noise_clock(model)
-        if clock is not None:
-            clock.seed, clock.rank = runner.seed or 0, get_rank()
+        self._count_micro_batches(runner, model)
+        self._clock = noise_clock(model)
+        if self._clock is not None:
+            self._clock.seed, self._clock.rank = runner.seed or 0, get_rank()
         if self.criterion is not None:
             self._distiller = Distiller(
                 model,
-                self._teacher_model,
+                self._run_teacher.model,
                 self.criterion,
                 run_teacher=_run_tensor_mode,
                 condition=_is_loss_mode,
@@ -293,33 +276,13 @@ class FPQHook(Hook):
                 self._add_loss, with_kwargs=True)
         self._guard = NonFiniteGuard(model)
 
-    def _settle_teacher(self, runner: Runner, model: nn.Module) -> None:
-        """Make sure the teacher has the full-precision weights."""
-        teacher, record = self._teacher_model, self._teacher_record
-        if self.teacher is not None:
-            if runner._load_from is None and not runner._resume:
-                runner.logger.info('FPQ: the student starts from fpq.teacher')
-                model.load_state_dict(teacher.state_dict(), strict=False)
-        elif record is None:
-            fill_from_student(teacher, model)
-            mark = fingerprint(teacher)
-            self._teacher_record = dict(mark=mark, path=osp.abspath(
-                osp.join(runner.work_dir, f'fpq_teacher_{mark}.pth')))
-            if is_main_process():
-                save_teacher(teacher, self._teacher_record['path'])
-            return
-        else:
-            path = _find_teacher(record, runner)
-            fill_from_file(teacher, path, 'fpq.teacher (of the checkpoint)')
-            runner.logger.info(f'FPQ: the teacher is {path}')
-            if fingerprint(teacher) != record['mark']:
-                raise ValueError(
-                    f'fpq.teacher: {path!r} is not the teacher that the '
-                    'checkpoint was trained with (other weights). Set '
-                    'fpq.teacher to the right checkpoint.')
-        self._teacher_record = dict(
-            mark=fingerprint(teacher),
-            path=osp.abspath(self.teacher or record['path']))
+    def _count_micro_batches(self, runner: Runner, model: nn.Module) -> None:
+        """Tell the quantizers of gradient accumulation (LSQ's n)."""
+        wrappers = _wrappers(runner.optim_wrapper)
+        for module in model.modules():
+            if isinstance(module, Quantizer):
+                module.micro_batches = max(
+                    w._accumulative_counts for w in wrappers)
 
     def _calibrate(self, runner: Runner, model: nn.Module) -> None:
         start = time.time()
@@ -335,7 +298,7 @@ class FPQHook(Hook):
                         runner.seed or 0,
                         progress=True),
                     forward=_forward_batch,
-                    warn=runner.logger.warning)
+                    warn=_refuse_unreached)
         for module in model.modules():
             if isinstance(module, Quantizer):
                 for tensor in module.state_dict().values():
@@ -349,21 +312,58 @@ class FPQHook(Hook):
                           batch_idx: int,
                           data_batch: Any = None) -> None:
         """Tell SFP which iteration this is."""
-        clock = noise_clock(_inner(runner.model)) if self.active else None
-        if clock is not None:
-            clock.seek(runner.iter)
+        if self._clock is not None:
+            self._clock.seek(runner.iter)
 
     def _add_loss(self, model: nn.Module, args: tuple, kwargs: dict,
                   losses: Any) -> None:
         if model.training and _is_loss_mode(kwargs):
             losses['loss_csd'] = self._distiller.loss()
 
+    def after_train_iter(self,
+                         runner: Runner,
+                         batch_idx: int,
+                         data_batch: Any = None,
+                         outputs: dict | None = None) -> None:
+        """Look at the parameters if a checkpoint is due.
+
+        Raises:
+            FloatingPointError: If one is not finite.
+            RuntimeError: If the iteration distilled nothing.
+        """
+        if self._distiller is not None and not self._distiller.has_loss():
+            raise RuntimeError(
+                'FPQ distilled nothing in this iteration: the train_step of '
+                f'{type(_inner(runner.model)).__name__} does not call its '
+                "forward with mode='loss'. Set distillation=None.")
+        if self.active and any(
+                isinstance(hook, CheckpointHook) and not hook.by_epoch
+                and self.every_n_train_iters(runner, hook.interval)
+                for hook in runner.hooks):
+            self._refuse_non_finite(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Look at the parameters before CheckpointHook removes old files.
+
+        Raises:
+            FloatingPointError: If one is not finite.
+        """
+        if self.active:
+            self._refuse_non_finite(runner)
+
     def before_save_checkpoint(self, runner: Runner,
                                checkpoint: dict) -> None:
-        """Write what a resume needs; refuse to save parameters that are not
-        finite."""
-        if not self.active:
-            return
+        """Write what a resume needs.
+
+        Raises:
+            FloatingPointError: If a parameter is not finite.
+        """
+        if self.active:
+            self._refuse_non_finite(runner)
+            checkpoint['meta']['fpq'] = dict(
+                version=__version__, teacher=self._run_teacher.record)
+
+    def _refuse_non_finite(self, runner: Runner) -> None:
         model = _inner(runner.model)
         bad = [
             name for name, parameter in model.named_parameters()
@@ -374,9 +374,6 @@ class FPQHook(Hook):
                 f'not saved: the parameter {first_few(bad)} is not finite. '
                 'The checkpoints written so far are good: resume from the '
                 'last one with a lower learning rate.')
-        checkpoint['meta']['fpq'] = dict(
-            version=__version__, teacher=self._teacher_record)
-
     # -- after_train ------------------------------------------------------
 
     def after_train(self, runner: Runner) -> None:
@@ -389,7 +386,7 @@ class FPQHook(Hook):
             self._loss_handle.remove()
             self._distiller.detach()
         self._distiller = self._guard = self._loss_handle = None
-        self._teacher_model = None
+        self._clock = self._run_teacher.model = None
 
     def _summary(self) -> str:
         rows = self._table
@@ -431,30 +428,16 @@ def _num_images(calibration: dict) -> int:
     return number
 
 
-def _is_pretrained(init_cfg: Any) -> bool:
-    cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
-    return any(
-        isinstance(cfg, dict) and cfg.get('type') == 'Pretrained'
-        for cfg in cfgs)
+def _wrappers(optim_wrapper: OptimWrapper) -> list[OptimWrapper]:
+    if isinstance(optim_wrapper, OptimWrapperDict):
+        return list(optim_wrapper.values())
+    return [optim_wrapper]
 
 
-def _find_teacher(record: dict, runner: Runner) -> str:
-    """The teacher's file: where it was, or beside the checkpoint."""
-    if not record:
-        raise ValueError('fpq.teacher: the checkpoint to start from was '
-                         'trained without a teacher. Set fpq.teacher to the '
-                         'full-precision checkpoint.')
-    folders = [runner.work_dir]
-    if runner._load_from is not None:
-        folders.append(osp.dirname(runner._load_from))
-    paths = [record['path']]
-    paths += [osp.join(f, osp.basename(record['path'])) for f in folders]
-    for path in paths:
-        if '://' in path or osp.isfile(path):
-            return path
-    raise ValueError(f'fpq.teacher: no file {record["path"]!r}, the teacher '
-                     'that the checkpoint was trained with. Set fpq.teacher '
-                     'to the full-precision checkpoint.')
+def _refuse_unreached(message: str) -> None:
+    # Their scales would be unused in DDP and missing in the checkpoint.
+    raise ValueError(f'{message}. Put layers that the model does not call '
+                     'into skip=[...].')
 
 
 def _forward_batch(model: nn.Module, batch: Any) -> Any:

@@ -1,3 +1,5 @@
+from importlib.util import find_spec
+
 from .conv import QuantizedConv2d
 from .linear import QuantizedLinear
 from .quantized_layer import (
@@ -7,6 +9,9 @@ from .quantized_layer import (
                               quantized_type,
                               register_layer,
 )
+
+if find_spec('mmcv') is not None:
+    from . import mmcv_wrappers  # noqa: F401
 
 __all__ = [
     'QuantizedConv2d', 'QuantizedLayer', 'QuantizedLinear',

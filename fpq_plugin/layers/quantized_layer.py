@@ -104,7 +104,7 @@ def quantized_type(layer: nn.Module,
 
 def quantizable_types(backend: Backend) -> list[str]:
     """Names of the backend's registered layer types."""
-    return sorted(float_type.__name__ for float_type in backend.layers)
+    return sorted({float_type.__name__ for float_type in backend.layers})
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:

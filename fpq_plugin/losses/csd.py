@@ -6,6 +6,7 @@ from mmengine.dist import get_world_size
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..numeric import is_number
 from .csd_function import csd
 
 
@@ -55,10 +56,11 @@ class CSDLoss(nn.Module):
         if statistics not in ('batch', 'space'):
             raise ValueError("statistics must be 'batch' or 'space', got "
                              f'{statistics!r}')
-        if not loss_weight >= 0:
-            raise ValueError(f'loss_weight must be >= 0, got {loss_weight!r}')
-        if not eps > 0:
-            raise ValueError(f'eps must be > 0, got {eps!r}')
+        if not is_number(loss_weight, 0):
+            raise ValueError('loss_weight must be a number >= 0, got '
+                             f'{loss_weight!r}')
+        if not is_number(eps, 0) or eps == 0:
+            raise ValueError(f'eps must be a number > 0, got {eps!r}')
         self.loss_weight = loss_weight
         self.reduction = reduction
         self.statistics = statistics

@@ -15,11 +15,11 @@ class LSQFakeQuantize(BaseFakeQuantize):
     """Learned step size quantization (spec 2, equations (3) to (5)).
 
     The step is the parameter ``scale``; its gradient carries LSQ's factor
-    ``g = 1 / sqrt(n Qp)`` with n the elements that share the step, those on
-    other ranks included, and Qp the highest integer (Esser et al., ICLR
-    2020). Whatever the optimizer does to
-    ``scale``, the step used is ``max(|scale|, 1.2e-7)``: positive inside the
-    graph. The zero point stays as calibrated.
+    ``g = 1 / sqrt(n Qp)`` with Qp the highest integer and n the elements that
+    share the step, those on other ranks and in other micro-batches of an
+    optimizer step included (Esser et al., ICLR 2020). Whatever the optimizer
+    does to ``scale``, the step used is ``max(|scale|, 1.2e-7)``: positive
+    inside the graph. The zero point stays as calibrated.
 
     Takes the arguments of :class:`BaseFakeQuantize`.
 
@@ -45,7 +45,7 @@ class LSQFakeQuantize(BaseFakeQuantize):
     def fake_quantize(self, x: Tensor) -> Tensor:
         shared = x.numel() // self.scale.numel()
         if self.over_batch:
-            shared *= get_world_size()
+            shared *= get_world_size() * self.micro_batches
         return fake_quantize(
             x, self.scale, self.zero_point, self.quant_min, self.quant_max,
             self.ch_axis if self.is_per_channel else None,

@@ -31,12 +31,15 @@ class Quantizer(ABC, nn.Module):
     Attributes:
         over_batch (bool): Whether the tensors hold a rank's share of the
             batch, as features do and weights do not. Defaults to False.
+        micro_batches (int): Forwards that one optimizer step sums up, with
+            gradient accumulation. Defaults to 1.
 
     Raises:
         ValueError: If ``bits`` is not an integer of 2 to 8.
     """
 
     over_batch = False
+    micro_batches = 1
 
     def __init__(self,
                  bits: int,

@@ -18,6 +18,7 @@ from norm_free import NormFreeNet
 from runs import mim, mim_command, scalars_of, train, weights, write_config
 
 from fpq_plugin import load_model
+from fpq_plugin.compat import load_file
 
 BASE = 'fashion_mnist/resnet_fpq_w4a4.py'
 
@@ -63,7 +64,7 @@ def test_kill_in_the_third_epoch_and_resume(fp, tmp_path, elsewhere,
     assert 'FPQ: the teacher is' in out
     assert 'FPQ calibrates' not in out
 
-    ends = [torch.load(elsewhere / name / 'epoch_4.pth', weights_only=True)
+    ends = [load_file(f'{elsewhere}/{name}/epoch_4.pth')
             for name in ('straight', 'killed')]
     state, other = (end['state_dict'] for end in ends)
     assert state.keys() == other.keys()

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.runner import Runner
-from runs import train
+from mmengine.hooks import Hook
+from mmengine.runner import Runner, find_latest_checkpoint
+from runs import CONFIGS, log_of, train
 
 from fpq_plugin import FPQHook
+from fpq_plugin.compat import load_file
 
 
 @pytest.mark.parametrize(('option', 'message'), [
@@ -21,7 +23,7 @@ from fpq_plugin import FPQHook
     (dict(backend='tensorrt'), "backend: must be 'brevitas' or 'torch_"),
     (dict(calibration=dict(num_images=0)), 'must be a positive integer'),
     (dict(calibration=dict(images=5)), "fpq.calibration: unknown option"),
-    (dict(scale_lr_mult=-1), 'fpq.scale_lr_mult: must be >= 0'),
+    (dict(scale_lr_mult=-1), 'fpq.scale_lr_mult: must be a number >= 0'),
 ])
 def test_options_are_refused_when_the_runner_is_built(option, message,
                                                       backend):
@@ -75,7 +77,7 @@ def test_a_teacher_that_is_no_checkpoint(fpq_config, tmp_path, content):
 
 def test_a_teacher_of_another_architecture_or_quantized(fpq_config, tmp_path,
                                                         fp):
-    state = torch.load(fp, weights_only=True)['state_dict']
+    state = load_file(str(fp))['state_dict']
     other = {k.replace('layer3', 'layer4'): v for k, v in state.items()}
     torch.save(other, tmp_path / 'other.pth')
     with pytest.raises(ValueError, match='missing: backbone.layer3(.|\n)*not '
@@ -118,8 +120,6 @@ def test_a_loss_that_is_not_finite_stops_with_the_layer(fpq_config):
     cfg = fpq_config(**{'train_cfg.max_epochs': 3})
     runner = Runner.from_cfg(cfg)
 
-    from mmengine.hooks import Hook
-
     class Break(Hook):
 
         def before_train_iter(self, runner, batch_idx, data_batch=None):
@@ -134,14 +134,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_layer(fpq_config):
     assert runner.iter == 20
     files = sorted(p.name for p in Path(cfg.work_dir).glob('epoch_*'))
     assert files == ['epoch_1.pth']
-    state = torch.load(Path(cfg.work_dir) / files[0], weights_only=True)
+    state = load_file(f'{cfg.work_dir}/{files[0]}')
     assert all(torch.isfinite(v).all() for v in state['state_dict'].values())
 
 
 def test_an_activation_that_is_not_finite_names_the_layer(fpq_config):
     runner = Runner.from_cfg(fpq_config())
-
-    from mmengine.hooks import Hook
 
     class Break(Hook):
 
@@ -155,17 +153,23 @@ def test_an_activation_that_is_not_finite_names_the_layer(fpq_config):
         runner.train()
 
 
-def test_a_scale_that_is_not_finite_is_never_saved(fpq_config):
-    cfg = fpq_config()
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_a_scale_that_is_not_finite_is_never_saved(fpq_config, by_epoch):
+    """Nor does it cost the last good checkpoint, the only one kept."""
+    cfg = fpq_config(**{'train_cfg.max_epochs': 2,
+                        'default_hooks.checkpoint.by_epoch': by_epoch,
+                        'default_hooks.checkpoint.interval':
+                        1 if by_epoch else 14,
+                        'default_hooks.checkpoint.max_keep_ckpts': 1})
     runner = Runner.from_cfg(cfg)
-
-    from mmengine.hooks import Hook
 
     class Break(Hook):
 
+        priority = 'HIGHEST'
+
         def after_train_iter(self, runner, batch_idx, data_batch=None,
                              outputs=None):
-            if runner.iter == 13:
+            if runner.iter == 27:
                 with torch.no_grad():
                     runner.model.head.fc.input_quantizer.scale.fill_(
                         torch.nan)
@@ -174,4 +178,77 @@ def test_a_scale_that_is_not_finite_is_never_saved(fpq_config):
     with pytest.raises(FloatingPointError,
                        match='not saved: the parameter head.fc.input_quantiz'):
         runner.train()
-    assert not list(Path(cfg.work_dir).glob('epoch_*'))
+    kept = find_latest_checkpoint(cfg.work_dir)
+    assert Path(kept).name == ('epoch_1.pth' if by_epoch else 'iter_14.pth')
+    assert 'state_dict' in load_file(kept)
+
+
+@pytest.mark.parametrize(('content', 'message'), [
+    (b'no pickle', 'load_from: .* is not a checkpoint'),
+    (None, 'load_from: .* holds a list'),
+])
+def test_a_load_from_that_is_no_checkpoint(fpq_config, tmp_path, content,
+                                           message):
+    path = tmp_path / 'weights.pth'
+    if content is None:
+        torch.save([1, 2], path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        train(fpq_config(load_from=str(path)))
+
+
+def test_load_from_of_another_model_with_a_good_teacher(fpq_config, fp,
+                                                        tmp_path):
+    state = load_file(str(fp))['state_dict']
+    other = {k.replace('layer3', 'layer4'): v for k, v in state.items()}
+    torch.save(other, tmp_path / 'other.pth')
+    with pytest.raises(ValueError, match='load_from: .* does not fit'):
+        train(fpq_config(load_from=str(tmp_path / 'other.pth'),
+                         fpq__teacher=str(fp)))
+
+
+def test_a_layer_that_is_never_called_is_refused_with_the_mend(
+        fpq_config, fp, tmp_path):
+    spare = torch.nn.Linear(3, 3)
+    state = load_file(str(fp))['state_dict']
+    for name, value in spare.state_dict().items():
+        state[f'backbone.spare.{name}'] = value
+    torch.save(state, tmp_path / 'spare.pth')
+    cfg = fpq_config(load_from=str(tmp_path / 'spare.pth'))
+    runner = Runner.from_cfg(cfg)
+    runner.model.backbone.spare = spare
+    with pytest.raises(ValueError, match=r'reached no input of backbone.spare'
+                       r'(.|\n)*skip='):
+        runner.train()
+
+
+def test_a_model_that_does_not_train_in_loss_mode(fpq_config):
+    runner = Runner.from_cfg(fpq_config())
+    model = runner.model
+
+    def train_step(data, optim_wrapper):
+        data = model.data_preprocessor(data, True)
+        out = model(data['inputs'], mode='tensor')
+        optim_wrapper.update_params(out.square().mean())
+        return dict(loss=out.mean().detach())
+
+    model.train_step = train_step
+    with pytest.raises(RuntimeError, match='distilled nothing(.|\n)*train_st'):
+        runner.train()
+
+
+def test_a_top_level_fpq_that_is_not_read_is_told(fpq_config, tmp_path):
+    """The file's own `fpq = ...` does not reach `_base_.fpq`."""
+    path = tmp_path / 'mine.py'
+    base = CONFIGS / 'fashion_mnist/resnet_fp.py'
+    path.write_text(
+        f"_base_ = ['{base.with_name('resnet_fpq_w4a4.py')}']\n"
+        'fpq = dict(perturbation=dict(p=0.7))\n')
+    cfg = fpq_config(str(path))
+    train(cfg)
+    log = log_of(Path(cfg.work_dir))
+    assert 'has another perturbation than default_hooks.fpq' in log
+    plain = fpq_config('fashion_mnist/resnet_lsq_w4a4.py', 'plain')
+    train(plain)
+    assert 'is not read' not in log_of(Path(plain.work_dir))

@@ -6,6 +6,8 @@ import pytest
 import torch
 from runs import log_of, scalars_of, train
 
+from fpq_plugin.compat import load_file
+
 
 def assert_same(one, two, where=''):
     """Equal to the bit, through dicts and lists."""
@@ -25,7 +27,7 @@ def assert_same(one, two, where=''):
 
 
 def load(path):
-    return torch.load(path, weights_only=True)
+    return load_file(str(path))
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ def test_other_bits_and_a_plain_model_are_refused(straight, fpq_config, fp):
     cfg.load_from = None
     with pytest.raises(ValueError,
                        match='quantized otherwise: backbone.layer1.0.conv1.'
-                       'weight_quantizer: 4 bits in the checkpoint, 2 in'):
+                       'weight_quantizer: 4 bits in the checkpoint, 2 bits in'):
         train(cfg)
     cfg = fpq_config(folder='straight', resume=True, **both())
     cfg.load_from = str(fp)
@@ -119,3 +121,28 @@ def test_resume_with_nothing_to_resume(fpq_config):
     cfg.load_from = None
     with pytest.raises(ValueError, match='resume: there is no checkpoint in'):
         train(cfg)
+
+
+def test_resuming_a_baseline_keeps_the_student(fpq_config, fp, tmp_path):
+    """LSQ with a teacher= (its start): --resume must not load it again."""
+    lsq = dict(name='fashion_mnist/resnet_lsq_w4a4.py', fpq__teacher=str(fp),
+               load_from=None, **{'train_cfg.max_epochs': 2})
+    train(fpq_config(folder='straight', **lsq))
+    cfg = fpq_config(folder='resumed', resume=True, **lsq)
+    cfg.load_from = str(tmp_path / 'straight/epoch_1.pth')
+    train(cfg)
+    ends = [load(tmp_path / name / 'epoch_2.pth')['state_dict']
+            for name in ('straight', 'resumed')]
+    assert_same(*ends)
+
+
+@pytest.mark.parametrize('resume', [True, False])
+def test_a_baselines_weights_are_no_teacher(fpq_config, tmp_path, resume):
+    """FPQ from an LSQ checkpoint: its latent weights are not the FP ones."""
+    train(fpq_config('fashion_mnist/resnet_lsq_w4a4.py', 'lsq'))
+    cfg = fpq_config(folder='fpq', resume=resume,
+                     **{'train_cfg.max_epochs': 2})
+    cfg.load_from = str(tmp_path / 'lsq/epoch_1.pth')
+    with pytest.raises(ValueError, match='was trained without a teacher. Set'):
+        train(cfg)
+    assert not list((tmp_path / 'fpq').glob('fpq_teacher*'))
