@@ -37,7 +37,7 @@ def test_the_options_block_names_every_option_and_builds():
     options.pop('type')
     FPQHook(**options)
     known = set(inspect.signature(FPQHook).parameters)
-    assert known - {'unknown', 'backend'} == set(options)
+    assert known - {'unknown'} == set(options)
 
 
 def test_the_first_config_loads(tmp_path):

@@ -1,7 +1,8 @@
 """The main job on real data: FP, then LSQ and FPQ at W4A4, all through mim.
 
 Prints one table and writes it, the figures as JSON and the learning curves as
-a picture.
+a picture. A run that is there already, made by the same config and version, is
+kept.
 """
 
 from __future__ import annotations
@@ -60,11 +61,18 @@ def run(name: str, out: Path, env: dict[str, str]) -> dict:
     from mmengine import Config
     from mmengine.registry import HOOKS, MODELS, init_default_scope
 
+    from fpq_plugin import __version__
+
     config, folder = RUNS[name], out / RUNS[name]
+    cfg = Config.fromfile(str(CONFIGS / f'{config}.py'))
+    made_by = f'{__version__}\n{cfg.pretty_text}'
+    kept = folder / 'row.json'
+    if kept.is_file() and json.loads(kept.read_text())['by'] == made_by:
+        print(f'{name}: kept from {folder}; remove that to run it again')
+        return json.loads(kept.read_text())['row']
     start = time.time()
     mim('train', config, env, '--work-dir', str(folder))
     minutes = (time.time() - start) / 60
-    cfg = Config.fromfile(str(CONFIGS / f'{config}.py'))
     epochs = cfg.train_cfg.max_epochs
     tested = mim('test', config, env, '--checkpoint',
                  str(folder / f'epoch_{epochs}.pth'), '--work-dir',
@@ -78,7 +86,7 @@ def run(name: str, out: Path, env: dict[str, str]) -> dict:
         bits = f'W{options.weight.bits}A{options.activation.bits}'
         size += table.weight_bytes() - 4 * sum(
             torch.Size(row.shape).numel() for row in table)
-    return dict(
+    row = dict(
         method=name,
         top1=float(re.findall(r'accuracy/top1: ([\d.]+)', tested)[-1]),
         epochs=epochs,
@@ -87,6 +95,8 @@ def run(name: str, out: Path, env: dict[str, str]) -> dict:
         kilobytes=round(size / 1000, 1),
         seed=cfg.randomness.seed,
         curve=curve(folder))
+    kept.write_text(json.dumps(dict(by=made_by, row=row)))
+    return row
 
 
 def verdict(rows: dict[str, dict]) -> str:

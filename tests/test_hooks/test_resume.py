@@ -96,7 +96,7 @@ def test_other_bits_and_a_plain_model_are_refused(straight, fpq_config, fp):
     cfg.load_from = None
     with pytest.raises(ValueError,
                        match='quantized otherwise: backbone.layer1.0.conv1.'
-                       'weight_quantizer: 4 bits in the checkpoint, 2 bits in'):
+                       'weight_quantizer: 4 bits in the checkpoint, 2 bits'):
         train(cfg)
     cfg = fpq_config(folder='straight', resume=True, **both())
     cfg.load_from = str(fp)
