@@ -1,6 +1,7 @@
 """The compiled forms against the plain ones, and the way back to plain."""
 
 import logging
+import shutil
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from fpq_plugin.quantizers import fake_quantize
 def report(monkeypatch):
     """A fresh report; also skips what needs a compiler where there is none."""
     monkeypatch.delenv('FPQ_COMPILE', raising=False)
-    if compile_report().failure:
-        pytest.skip(compile_report().failure)
+    if not any(map(shutil.which, ('g++', 'c++', 'clang++'))):
+        pytest.skip('no C++ compiler on this machine')
+    assert compile_report().failure is None
     fresh = CompileReport()
     monkeypatch.setattr(compiled, '_report', fresh)
     yield fresh
@@ -46,12 +48,12 @@ def layouts():
 LAYOUTS = dict(layouts())
 
 
-@pytest.mark.parametrize('name', LAYOUTS)
-@pytest.mark.parametrize('ch_axis', [None, 0, 1])
+@pytest.mark.parametrize(
+    ('name', 'ch_axis'),
+    [(name, ch_axis) for name, x in LAYOUTS.items()
+     for ch_axis in (None, *range(min(x.dim(), 2)))])
 def test_fake_quantize(name, ch_axis, report, monkeypatch):
     x = LAYOUTS[name]
-    if ch_axis is not None and ch_axis >= x.dim():
-        pytest.skip('no such axis')
     channels = 1 if ch_axis is None else x.shape[ch_axis]
     scale = 0.1 + 0.3 * torch.rand(channels)
     scale[0] *= -1
