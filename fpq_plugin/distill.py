@@ -11,17 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from .layers import quantized_layers
-from .losses import CSDLoss
 
 
 class Distiller:
     """Compares student and teacher layer by layer during one forward.
 
     A training forward of the student first runs the teacher on the same
-    arguments; its maps wait by layer name and call for the student's. When
-    the forward ends the pairs' losses are taken, outside any region that
-    activation checkpointing would run again. :meth:`loss` then is the sum
-    over the layers, L_CSD of equation (22). No standardized map is stored.
+    arguments; its maps wait by layer name and call for the student's. Each
+    layer's loss is taken as its output appears; :meth:`loss` is the sum over
+    the layers, L_CSD of equation (22). No standardized map is stored.
 
     The teacher is kept in eval mode, without gradient, and is no submodule
     of anything: it is in no checkpoint, EMA copy or DDP bucket.
@@ -29,7 +27,8 @@ class Distiller:
     Args:
         student (nn.Module): A converted model.
         teacher (nn.Module): The full-precision model with the same names.
-        criterion (CSDLoss): The loss of one layer.
+        criterion (nn.Module): The loss of one layer: has
+            :meth:`CSDLoss.tap`, or is called as :class:`CSDLoss` is.
         run_teacher (Callable, optional): Called as ``run_teacher(teacher,
             args, kwargs)`` with the student's arguments. Defaults to None:
             ``teacher(*args, **kwargs)``.
@@ -56,7 +55,7 @@ class Distiller:
     def __init__(self,
                  student: nn.Module,
                  teacher: nn.Module,
-                 criterion: CSDLoss,
+                 criterion: nn.Module,
                  run_teacher: Callable[[nn.Module, tuple, dict], Any]
                  | None = None,
                  condition: Callable[[dict], bool] | None = None,
@@ -68,7 +67,7 @@ class Distiller:
         self._warn = warn
         self._active = False
         self._maps: dict[str, deque[tuple[Tensor, int]]] = defaultdict(deque)
-        self._pairs: list[tuple[str, Tensor, int, Tensor, int]] = []
+        self._taken: list[tuple[str, Tensor, int, Tensor]] = []
         self._overwritten: set[str] = set()
         self._losses: dict[str, Tensor] = {}
         self._left_out: set[str] = set()
@@ -135,23 +134,19 @@ class Distiller:
                 self._run_teacher(self.teacher, args, kwargs)
 
     def _stop(self, student: nn.Module, args: tuple, output: Any) -> None:
-        pairs, self._pairs = self._pairs, []
+        taken, self._taken = self._taken, []
         active, self._active = self._active, False
         self._maps.clear()
         # None: the forward raised an error.
         if not active or output is None:
             return
-        for name, output, version, teacher_map, axis in pairs:
+        for name, output, version, loss in taken:
             if output._version != version:
                 self._overwritten.add(name)
                 self._leave_out(
                     name, 'its output was changed in place after it; from '
                     'the next iteration on it is cloned')
                 continue
-            try:
-                loss = self.criterion(output, teacher_map, axis)
-            except ValueError as error:
-                raise ValueError(f'distillation of {name}: {error}') from error
             past = self._losses.get(name)
             self._losses[name] = loss if past is None else past + loss
 
@@ -169,36 +164,52 @@ class Distiller:
         self._overwritten |= found
         return bool(found)
 
-    def _own(self, name: str, output: Tensor) -> Tensor:
-        return output.clone() if name in self._overwritten else output
-
     def _keep(self, name: str) -> Callable:
 
         def keep(layer: nn.Module, args: tuple, output: Tensor) -> None:
             if self._active:
-                output = self._own(name, _values(output))
+                output = _values(output)
+                if name in self._overwritten:
+                    output = output.clone()
                 self._maps[name].append((output, output._version))
 
         return keep
 
     def _compare(self, name: str) -> Callable:
 
-        def compare(layer: nn.Module, args: tuple, output: Tensor) -> None:
+        def compare(layer: nn.Module, args: tuple,
+                    output: Any) -> Tensor | None:
             if not self._active:
-                return
+                return None
             if not torch.is_grad_enabled():
                 self._leave_out(name, 'it runs without gradient (no_grad, or '
                                 'reentrant activation checkpointing)')
-                return
+                return None
             if not self._maps[name]:
                 self._leave_out(name, 'the teacher did not call it')
-                return
+                return None
             teacher_map, _ = self._maps[name].popleft()
-            output = self._own(name, _values(output))
-            self._pairs.append((name, output, output._version, teacher_map,
-                                layer.channel_axis))
+            try:
+                return self._take(name, output, teacher_map,
+                                  layer.channel_axis)
+            except ValueError as error:
+                raise ValueError(f'distillation of {name}: {error}') from error
 
         return compare
+
+    def _take(self, name: str, output: Any, teacher_map: Tensor,
+              axis: int) -> Tensor | None:
+        """Take one call's loss; what the model is to go on with, if other."""
+        values = _values(output)
+        cloned = name in self._overwritten
+        if values is output and hasattr(self.criterion, 'tap'):
+            out, loss = self.criterion.tap(values, teacher_map, axis)
+            out = out.clone() if cloned else out
+        else:
+            out, values = None, values.clone() if cloned else values
+            loss = self.criterion(values, teacher_map, axis)
+        self._taken.append((name, values, values._version, loss))
+        return out
 
     def _leave_out(self, name: str, why: str) -> None:
         if name not in self._left_out:

@@ -18,6 +18,8 @@ qmax - z) * s``, which is the same number.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -44,8 +46,8 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 @compiled
-def _quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int,
-              quant_max: int) -> Tensor:
+def _quantize(x: Tensor, scale: Tensor, zero_point: Tensor,
+              quant_min: int | Tensor, quant_max: int | Tensor) -> Tensor:
     """Equation (3); ``scale`` and ``zero_point`` broadcast to ``x``."""
     dtype = _compute_dtype(x)
     step = positive_step(scale).to(dtype)
@@ -54,14 +56,16 @@ def _quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int,
     return steps.mul_(step).to(x.dtype)
 
 
-def _bounds(zero_point: Tensor, quant_min: int, quant_max: int,
+def _bounds(zero_point: Tensor, quant_min: int | Tensor,
+            quant_max: int | Tensor,
             dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     low = quant_min - zero_point.to(dtype)
     return low, low + (quant_max - quant_min)
 
 
-def _slopes(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int,
-            quant_max: int) -> tuple[Tensor, Tensor]:
+def _slopes(x: Tensor, scale: Tensor, zero_point: Tensor,
+            quant_min: int | Tensor,
+            quant_max: int | Tensor) -> tuple[Tensor, Tensor]:
     """``d x_hat / d x`` and ``d x_hat / d s``, elementwise."""
     dtype = _compute_dtype(x)
     v = x.to(dtype) / positive_step(scale).to(dtype)
@@ -79,7 +83,8 @@ def _sign(scale: Tensor) -> Tensor:
 
 @compiled
 def _gradients(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor,
-               quant_min: int, quant_max: int) -> tuple[Tensor, Tensor]:
+               quant_min: int | Tensor,
+               quant_max: int | Tensor) -> tuple[Tensor, Tensor]:
     """Gradients for ``x`` and ``scale`` from the one for ``x_hat``."""
     inside, step_slope = _slopes(x, scale, zero_point, quant_min, quant_max)
     grad_step = step_slope.mul_(grad).sum_to_size(scale.shape)
@@ -123,7 +128,16 @@ def _run(kernel: CompiledFunction, maps: tuple[Tensor, ...], scale: Tensor,
     maps = (z.contiguous(memory_format=memory_format).as_strided(
         (rows, row), (row, 1)) for z in maps)
     return kernel(*maps, scale.view(rows, 1), zero_point.view(rows, 1),
-                  quant_min, quant_max)
+                  *_limits(quant_min, quant_max, x.device))
+
+
+@functools.lru_cache
+def _limits(quant_min: int, quant_max: int,
+            device: torch.device) -> tuple[Tensor, Tensor]:
+    """The limits as tensors: compiled in, each would cost a compilation."""
+    with torch.inference_mode(False):
+        return tuple(torch.tensor(float(limit), device=device)
+                     for limit in (quant_min, quant_max))
 
 
 def _backward(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor,
