@@ -112,7 +112,7 @@ class CompiledFunction:
         try:
             if key not in self._fast:
                 self._fast[key] = self._compile(args)
-            out = self._fast[key](*(a for a in args if isinstance(a, Tensor)))
+            out = self._fast[key]([a for a in args if isinstance(a, Tensor)])
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:
@@ -127,28 +127,7 @@ class CompiledFunction:
                 'takes some seconds a process; FPQ_COMPILE=0 turns it off',
                 'current')
         start = time.perf_counter()
-        from torch import _inductor
-        from torch.fx import GraphModule
-        from torch.fx.experimental.proxy_tensor import make_fx
-
-        def function(*tensors: Tensor) -> tuple[Tensor, ...]:
-            rest = iter(tensors)
-            out = self.plain(*(next(rest) if isinstance(a, Tensor) else a
-                               for a in args))
-            return out if isinstance(out, tuple) else (out, )
-
-        tensors = [a for a in args if isinstance(a, Tensor)]
-        with torch.no_grad(), torch.autocast(
-                tensors[0].device.type, enabled=False):
-            graph = make_fx(function, tracing_mode='symbolic')(
-                *(_example(t) for t in tensors)).graph
-        fakes = [n.meta['val'] for n in graph.nodes if n.op == 'placeholder']
-        known = _inductor.list_options()
-        # A module of its own: make_fx's holds what Inductor cannot cache.
-        fast = _inductor.compile(
-            GraphModule(nn.Module(), graph),
-            fakes,
-            options={k: v for k, v in _OPTIONS.items() if k in known})
+        fast = _through_inductor(self.plain, args)
         _report.count += 1
         _report.seconds += time.perf_counter() - start
         print_log(
@@ -159,12 +138,50 @@ class CompiledFunction:
         return fast
 
 
+def _through_inductor(function: Callable, args: tuple) -> Callable:
+    """``function`` compiled for arguments like ``args``.
+
+    Returns:
+        Callable: Takes the list of the tensors among the arguments, empties
+        it and returns the tuple of outputs.
+    """
+    from torch._dynamo.utils import detect_fake_mode
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._inductor.virtualized import V
+    from torch.fx import GraphModule
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def of_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
+        rest = iter(tensors)
+        out = function(*(next(rest) if isinstance(a, Tensor) else a
+                         for a in args))
+        return out if isinstance(out, tuple) else (out, )
+
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    trace = make_fx(
+        torch.func.functionalize(of_tensors, remove='mutations_and_views'),
+        decomposition_table=select_decomp_table(),
+        tracing_mode='symbolic')
+    with torch.no_grad(), torch.autocast(
+            tensors[0].device.type, enabled=False):
+        graph = trace(*map(_example, tensors)).graph
+    fakes = [n.meta['val'] for n in graph.nodes if n.op == 'placeholder']
+    known = {k: v for k, v in _OPTIONS.items() if k in config._config}
+    # A module of its own: make_fx's holds what Inductor cannot cache.
+    module = GraphModule(nn.Module(), graph)
+    with V.set_fake_mode(detect_fake_mode(fakes)), config.patch(known):
+        return compile_fx_inner(module, fakes)
+
+
 def _kind(arg: Any) -> Any:
     """What a compiled form is for: of a number its value."""
     if not isinstance(arg, Tensor):
         return arg
-    return (arg.dtype, arg.device, arg.is_contiguous(),
-            *[n == 1 for n in arg.shape])
+    shape = arg.shape
+    ones = tuple([n == 1 for n in shape]) if 1 in shape else len(shape)
+    return arg.dtype, arg.device, arg.is_contiguous(), ones
 
 
 def _example(x: Tensor) -> Tensor:
@@ -176,6 +193,14 @@ def _example(x: Tensor) -> Tensor:
         sizes[-2:] = sizes[:-3:-1]
     out = torch.empty(sizes, dtype=x.dtype, device=x.device)
     return out.mT if swap else out
+
+
+@functools.lru_cache(maxsize=2**14)
+def constant(value: float, device: torch.device) -> Tensor:
+    """A number as a float32 tensor without axes: each number compiled in
+    would cost a compilation."""
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=torch.float32, device=device)
 
 
 def compiled(function: Callable) -> CompiledFunction:

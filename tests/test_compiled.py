@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
-import torch._inductor
 from mmengine.logging import MMLogger
+from torch._inductor import compile_fx
 
 from fpq_plugin import CSDLoss, compiled
 from fpq_plugin.compiled import CompileReport, compile_report
@@ -183,7 +183,7 @@ def test_without_a_compiler_it_is_plain_and_says_so_once(monkeypatch, log):
 
     monkeypatch.delenv('FPQ_COMPILE', raising=False)
     monkeypatch.setattr(compiled, '_report', CompileReport())
-    monkeypatch.setattr(torch._inductor, 'compile', fail)
+    monkeypatch.setattr(compile_fx, 'compile_fx_inner', fail)
     function = compiled.compiled(lambda x: x + 1)
     x = torch.zeros(1, compiled.MIN_ELEMENTS)
     assert function.pays(x)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..compiled import compiled
+from ..compiled import compiled, constant
 from .joint_moments import joint_moments
 
 
@@ -39,8 +39,8 @@ def _moments(student: Tensor, teacher: Tensor, over_batch: bool):
 
 
 @compiled
-def _loss(student: Tensor, teacher: Tensor, over_batch: bool,
-          eps: float) -> tuple[Tensor, ...]:
+def _loss(student: Tensor, teacher: Tensor, over_batch: bool, eps: float,
+          factor: float | Tensor) -> tuple[Tensor, ...]:
     """The loss of maps of shape (N, C, L) and what its gradient needs.
 
     Returns:
@@ -50,21 +50,21 @@ def _loss(student: Tensor, teacher: Tensor, over_batch: bool,
     """
     wide = _wide(student)
     moments = _moments(student.to(wide), teacher.to(wide), over_batch)
-    return _from_moments(moments, student.numel(), eps)
+    return _from_moments(moments, student.numel(), eps, factor)
 
 
-def _joint_loss(student: Tensor, teacher: Tensor,
-                eps: float) -> tuple[Tensor, ...]:
+def _joint_loss(student: Tensor, teacher: Tensor, eps: float,
+                factor: float) -> tuple[Tensor, ...]:
     """:func:`_loss` with the statistics of all processes' joint batch."""
     wide = _wide(student)
     moments = _moments(student.to(wide), teacher.to(wide), True)
     elements = student.numel()
     joint = joint_moments(moments, elements // moments[0].numel())
-    return _from_moments(joint, elements, eps)
+    return _from_moments(joint, elements, eps, factor)
 
 
-def _from_moments(moments: tuple[Tensor, ...], elements: int,
-                  eps: float) -> tuple[Tensor, ...]:
+def _from_moments(moments: tuple[Tensor, ...], elements: int, eps: float,
+                  factor: float | Tensor) -> tuple[Tensor, ...]:
     mean_s, var_s, mean_t, var_t, cov = moments
     a, b = (var_s + eps).rsqrt(), (var_t + eps).rsqrt()
     own = 2 * a * a * (eps * a * a + cov * a * b)
@@ -73,19 +73,20 @@ def _from_moments(moments: tuple[Tensor, ...], elements: int,
         var_t / (var_t + eps) + var_s / (var_s + eps) - 2 * cov /
         ((var_t + eps) * (var_s + eps)).sqrt())
     loss = per_channel.sum() * (elements // cov.numel())
-    return loss, own, mean_s, cross, mean_t
+    return loss * factor, own, mean_s, cross, mean_t
 
 
 @compiled
 def _gradient(student: Tensor, teacher: Tensor, own: Tensor, mean_s: Tensor,
               cross: Tensor, mean_t: Tensor, grad: Tensor,
-              upstream: Tensor | None) -> Tensor:
-    """Gradient for the student's map, times ``grad``, a scalar.
+              factor: float | Tensor, upstream: Tensor | None) -> Tensor:
+    """Gradient for the student's map, times the scalars grad and factor.
 
     ``upstream``, the gradient from the rest of the model, is added in the
     same pass over memory.
     """
     wide = _wide(student)
+    grad = grad * factor
     out = (grad * own) * (student.to(wide) - mean_s)
     out = out + (grad * cross) * (teacher.to(wide) - mean_t)
     if upstream is not None:
@@ -114,15 +115,18 @@ class CSDFunction(Function):
         maps = _as_maps(student, channel), _as_maps(teacher, channel)
         joint = joint and over_batch
         if joint:
-            loss, *ctx.coefficients = _joint_loss(*maps, eps)
+            loss, *ctx.coefficients = _joint_loss(*maps, eps, factor)
+        elif _loss.pays(student):
+            loss, *ctx.coefficients = _loss(*maps, over_batch, eps,
+                                            constant(factor, student.device))
         else:
-            run = _loss if _loss.pays(student) else _loss.plain
-            loss, *ctx.coefficients = run(*maps, over_batch, eps)
+            loss, *ctx.coefficients = _loss.plain(*maps, over_batch, eps,
+                                                  factor)
         ctx.maps = student, teacher
         ctx.versions = student._version, teacher._version
         ctx.settings = (channel, over_batch, eps, joint, factor)
         # Detached: autograd lets what follows change it in place.
-        return student.detach(), loss * factor
+        return student.detach(), loss
 
     @staticmethod
     def backward(ctx, upstream, grad):
@@ -132,16 +136,17 @@ class CSDFunction(Function):
         channel, over_batch, eps, joint, factor = ctx.settings
         maps = [_as_maps(student, channel), _as_maps(teacher, channel)]
         coefficients = ctx.coefficients
-        run = _gradient if _gradient.pays(student) else _gradient.plain
+        run = _gradient.plain
         if torch.is_grad_enabled():  # a second derivative will be asked for
             if joint:
                 raise RuntimeError(
                     'CSDLoss(sync=True) can be differentiated once only')
-            _, *coefficients = _loss.plain(*maps, over_batch, eps)
-            run = _gradient.plain
+            _, *coefficients = _loss.plain(*maps, over_batch, eps, factor)
+        elif _gradient.pays(student):
+            run, factor = _gradient, constant(factor, student.device)
         if upstream is not None:
             upstream = _as_maps(upstream, channel)
-        out = run(*maps, *coefficients, grad * factor, upstream)
+        out = run(*maps, *coefficients, grad, factor, upstream)
         return _from_maps(out, student.shape, channel), *(None, ) * 5
 
 
