@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .compiled import is_compiling
 from .layers import quantized_layers
 
 
@@ -141,7 +142,7 @@ class Distiller:
         if not active or output is None:
             return
         for name, output, version, loss in taken:
-            if output._version != version:
+            if _version(output) != version:
                 self._overwritten.add(name)
                 self._leave_out(
                     name, 'its output was changed in place after it; from '
@@ -159,7 +160,7 @@ class Distiller:
         found = {
             name
             for name, maps in self._maps.items()
-            if any(output._version != version for output, version in maps)
+            if any(_version(output) != version for output, version in maps)
         }
         self._overwritten |= found
         return bool(found)
@@ -169,9 +170,11 @@ class Distiller:
         def keep(layer: nn.Module, args: tuple, output: Tensor) -> None:
             if self._active:
                 output = _values(output)
-                if name in self._overwritten:
+                # Traced, a change in place is not to be seen; Inductor drops
+                # the copies that are not needed.
+                if name in self._overwritten or is_compiling():
                     output = output.clone()
-                self._maps[name].append((output, output._version))
+                self._maps[name].append((output, _version(output)))
 
         return keep
 
@@ -208,7 +211,7 @@ class Distiller:
         else:
             out, values = None, values.clone() if cloned else values
             loss = self.criterion(values, teacher_map, axis)
-        self._taken.append((name, values, values._version, loss))
+        self._taken.append((name, values, _version(values), loss))
         return out
 
     def _leave_out(self, name: str, why: str) -> None:
@@ -220,6 +223,11 @@ class Distiller:
 def _values(output: Any) -> Tensor:
     """A layer's output; of a tensor that carries its scale, the values."""
     return getattr(output, 'value', output)
+
+
+def _version(output: Tensor) -> int:
+    """Counts changes in place; in a traced graph a value has none."""
+    return 0 if is_compiling() else output._version
 
 
 def _call(teacher: nn.Module, args: tuple, kwargs: dict) -> Any:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..compiled import compiled, constant
+from ..compiled import compiled, constant, is_compiling
 from .joint_moments import joint_moments
 
 
@@ -219,4 +219,10 @@ def csd(student: Tensor,
         with, and the loss, a scalar. A model that goes on with ``student``
         itself gets the same gradients, in one more pass over memory.
     """
+    if is_compiling() and not joint:
+        channel = max(set(range(student.dim())) - set(dims))
+        loss, *_ = _loss.plain(
+            _as_maps(student, channel), _as_maps(teacher, channel), 0 in dims,
+            eps, factor)
+        return student, loss
     return CSDFunction.apply(student, teacher, dims, eps, joint, factor)
