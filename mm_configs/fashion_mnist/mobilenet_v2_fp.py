@@ -8,5 +8,5 @@ _base_ = [
 # Not for training: lets torch >= 2.6 read mmengine's checkpoints in mim test.
 custom_imports = dict(imports=['fpq_plugin'], allow_failed_imports=False)
 
-param_scheduler = dict(T_max=4)
-train_cfg = dict(max_epochs=4)
+param_scheduler = dict(T_max=3)
+train_cfg = dict(max_epochs=3)

@@ -7,8 +7,8 @@ _base_ = [
 ]
 
 default_hooks = dict(fpq=_base_.fpq)
-load_from = '{{$FPQ_WORK_DIRS:work_dirs}}/mobilenet_v2_fp/epoch_4.pth'
+load_from = '{{$FPQ_WORK_DIRS:work_dirs}}/mobilenet_v2_fp/epoch_3.pth'
 
 optim_wrapper = dict(optimizer=dict(lr=0.01))
-param_scheduler = dict(T_max=2)
-train_cfg = dict(max_epochs=2)
+param_scheduler = dict(T_max=1)
+train_cfg = dict(max_epochs=1)

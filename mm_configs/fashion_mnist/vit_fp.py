@@ -10,3 +10,5 @@ custom_imports = dict(imports=['fpq_plugin'], allow_failed_imports=False)
 
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, weight_decay=0.05))
+param_scheduler = dict(T_max=5)
+train_cfg = dict(max_epochs=5)

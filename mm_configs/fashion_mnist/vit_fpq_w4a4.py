@@ -7,7 +7,7 @@ _base_ = [
 ]
 
 default_hooks = dict(fpq=_base_.fpq)
-load_from = '{{$FPQ_WORK_DIRS:work_dirs}}/vit_fp/epoch_6.pth'
+load_from = '{{$FPQ_WORK_DIRS:work_dirs}}/vit_fp/epoch_5.pth'
 
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=2e-4, weight_decay=0.05))
