@@ -20,10 +20,10 @@ def keep_biases(graph: Graph, weights: dict[str, Integers],
                 quantizers: Sequence[Quantizer]) -> None:
     """Add a bias after its layer where rounding it would be seen.
 
-    From version 1.21 on onnxruntime rounds the bias of a quantized layer in
-    front of a QuantizeLinear to whole steps of input times weight. Its
-    8-bit kernels need that, and such a step is far below that of an 8-bit
-    output; at fewer bits there is no kernel, and it is not.
+    onnxruntime 1.24 rounds the bias of a layer between DequantizeLinear and
+    QuantizeLinear to whole steps of input times weight. Its 8-bit kernels
+    need that, and such a step is far below that of an 8-bit output; at fewer
+    bits there is no kernel, and it is not. A float weight it would round too.
 
     Args:
         graph (Graph): The graph with features' quantizers as marks, changed
@@ -33,13 +33,13 @@ def keep_biases(graph: Graph, weights: dict[str, Integers],
     """
     for node in list(graph.nodes):
         if node.op_type not in ('Conv', 'ConvTranspose', 'Gemm') or (
-                len(node.input) < 3 or node.input[1] not in weights):
+                len(node.input) < 3 or node.input[2] not in graph.constants):
             continue
         source = graph.producer(node.input[0])
         after = _quantizers_after(graph, node.output[0])
         if source is None or source.op_type != MARK or not after:
             continue
-        if not _has_kernel(weights[node.input[1]],
+        if not _has_kernel(weights.get(node.input[1]),
                            integers(quantizers[number_of(source)]),
                            [integers(quantizers[n]) for n in after]):
             _add_after(graph, node)
@@ -56,9 +56,11 @@ def _quantizers_after(graph: Graph, name: str) -> list[int]:
     return found
 
 
-def _has_kernel(weight: Integers, before: Integers,
+def _has_kernel(weight: Integers | None, before: Integers,
                 after: list[Integers]) -> bool:
     """Whether an 8-bit kernel can take a layer, its bias rounded finely."""
+    if weight is None:
+        return False
     shift = (before.step * weight.step).max() / 2
     eight_bits = all(kind.is_full() for kind in (before, *after)) and (
         weight.carrier.high > 7)

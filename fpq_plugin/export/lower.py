@@ -56,7 +56,8 @@ def store_weights(graph: Graph, weights: dict[str, Integers]) -> None:
     for name, numbers in weights.items():
         integer = graph.new_name()
         graph.constants[integer] = numbers.carrier.tensor(numbers.weight)
-        _dequantize(graph, integer, numbers, name)
+        _dequantize(graph, integer, _parameters(graph, numbers), numbers,
+                    name)
 
 
 def lower_features(graph: Graph, quantizers: Sequence[Quantizer]) -> None:
@@ -78,7 +79,7 @@ def lower_features(graph: Graph, quantizers: Sequence[Quantizer]) -> None:
         parameters = _parameters(graph, numbers)
         integer = graph.add('QuantizeLinear', [x, *parameters],
                             graph.new_name(), **_axis(numbers))
-        _dequantize(graph, integer, numbers, node.output[0], parameters)
+        _dequantize(graph, integer, parameters, numbers, node.output[0])
 
 
 def number_of(mark: onnx.NodeProto) -> int:
@@ -94,17 +95,20 @@ def marks(graph: Graph, of_weights: bool) -> list[onnx.NodeProto]:
     ]
 
 
-def _dequantize(graph: Graph, integer: str, numbers: Integers, output: str,
-                parameters: list[str] | None = None) -> None:
-    graph.add('DequantizeLinear',
-              [integer, *(parameters or _parameters(graph, numbers))], output,
+def _dequantize(graph: Graph, integer: str, parameters: list[str],
+                numbers: Integers, output: str) -> None:
+    graph.add('DequantizeLinear', [integer, *parameters], output,
               **_axis(numbers))
 
 
 def _parameters(graph: Graph, numbers: Integers) -> list[str]:
+    """Step and zero point of both nodes; no zero point stands for 0."""
+    step = graph.add_constant(numbers.step)
+    if numbers.weight is not None and not numbers.zero_point.any():
+        return [step]
     zero_point = graph.new_name()
     graph.constants[zero_point] = numbers.carrier.tensor(numbers.zero_point)
-    return [graph.add_constant(numbers.step), zero_point]
+    return [step, zero_point]
 
 
 def _axis(numbers: Integers) -> dict[str, int]:
