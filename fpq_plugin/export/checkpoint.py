@@ -48,11 +48,11 @@ def export_checkpoint(config: str | Config,
     source = dict(checkpoint=os.path.basename(checkpoint))
     if model._config.filename is not None:
         source['config'] = os.path.basename(model._config.filename)
-    return export_onnx(model, path, test_batches(model, images), tolerance,
+    return export_onnx(model, path, image_batches(model, images), tolerance,
                        source)
 
 
-def test_batches(model: nn.Module, images: int) -> Iterator[Batch]:
+def image_batches(model: nn.Module, images: int) -> Iterator[Batch]:
     """The first ``images`` test images of a model's config.
 
     Args:

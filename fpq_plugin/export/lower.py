@@ -102,9 +102,13 @@ def _dequantize(graph: Graph, integer: str, parameters: list[str],
 
 
 def _parameters(graph: Graph, numbers: Integers) -> list[str]:
-    """Step and zero point of both nodes; no zero point stands for 0."""
+    """Step and zero point, as both nodes take them.
+
+    Left out, a zero point is 0. onnxruntime's QGemm wants a matrix's.
+    """
     step = graph.add_constant(numbers.step)
-    if numbers.weight is not None and not numbers.zero_point.any():
+    of_conv = numbers.weight is not None and numbers.weight.ndim > 2
+    if of_conv and not numbers.zero_point.any():
         return [step]
     zero_point = graph.new_name()
     graph.constants[zero_point] = numbers.carrier.tensor(numbers.zero_point)
