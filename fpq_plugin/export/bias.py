@@ -13,7 +13,7 @@ from .integers import Integers, integers
 from .lower import MARK, number_of
 
 # Of the step that follows: what rounding a bias may shift a value by.
-LARGEST_SHIFT = 1 / 64
+LARGEST_SHIFT = 1 / 256
 
 
 def keep_biases(graph: Graph, weights: dict[str, Integers],

@@ -17,7 +17,7 @@ from .report import ExportReport, Latency
 from .runtime import latencies, open_session
 
 TOLERANCE = 0.1
-LATENCY_BATCHES = (1, 32)
+LARGEST_TIMED = 32
 
 
 def export_onnx(model: nn.Module,
@@ -82,7 +82,7 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
     runs = [exported, open_session(in_float)]
     times = tuple(
         Latency(size, *latencies(runs, example[:size]))
-        for size in LATENCY_BATCHES if size <= len(example))
+        for size in sorted({1, min(LARGEST_TIMED, len(example))}))
     _write(path, content)
     return ExportReport(
         str(path), len(content), len(in_float), proto.opset_import[0].version,
