@@ -89,6 +89,8 @@ def trace(model: nn.Module,
             'not exported: the model must return one tensor, and '
             f'{type(model).__name__} returns a {type(out).__name__}')
     options = {}
+    if marked:
+        options['custom_opsets'] = {DOMAIN: 1}
     if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
         # The other exporter needs onnxscript and knows no marks.
         options['dynamo'] = False
@@ -103,7 +105,6 @@ def trace(model: nn.Module,
                 model, (example, ),
                 content,
                 opset_version=TRACED_OPSET,
-                custom_opsets={DOMAIN: 1},
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 dynamic_axes={
