@@ -95,10 +95,13 @@ def usual_row(name: str, bits: int) -> dict:
 def table(trained: list[dict], usual: list[dict]) -> str:
     """The figures as text."""
     lines = [f'{"":24}{"mim test":>9}{"onnxrt":>8}{"equal %":>9}'
-             f'{"largest":>9}{"size":>7}{"b 1":>7}{"b 32":>7}  torch int8']
+             f'{"largest":>9}{"size":>7}{"latency, unpacked: 1, 32":>28}'
+             '  torch int8']
     for row in trained:
         parity, int8 = row['parity'], row.get('torch_int8')
-        times = ''.join(f'{each["ratio"]:7.2f}' for each in row['latencies'])
+        times = ''.join(
+            f'{each["ratio"]:7.2f}{each["unpacked_ratio"]:7.2f}'
+            for each in row['latencies'])
         text = f'{int8["equal"]:.2f} % equal' if int8 else ''
         lines.append(
             f'{row["name"]:24}{row["mim_test_top1"]:9.2f}'
@@ -107,8 +110,9 @@ def table(trained: list[dict], usual: list[dict]) -> str:
             f'{times}  {text}')
     lines.append('')
     for row in usual:
-        times = ', '.join(f'{each["ratio"]:.2f} at batch {each["batch"]}'
-                          for each in row['latencies'])
+        times = ', '.join(
+            f'{each["ratio"]:.2f} ({each["unpacked_ratio"]:.2f} unpacked) at '
+            f'batch {each["batch"]}' for each in row['latencies'])
         lines.append(f'{row["name"]:20} W{row["bits"]}A{row["bits"]}  size '
                      f'{row["size_ratio"]:.3f}  latency {times}')
     return '\n'.join(lines)
@@ -134,26 +138,32 @@ def main() -> None:
                         help='folder that holds fashion_mnist/')
     parser.add_argument('--out', type=Path,
                         default=ROOT / 'benchmarks/results/export.json')
+    parser.add_argument('--only', nargs='+', choices=[*TRAINED, *USUAL],
+                        help='run these and keep the other rows of --out')
     parser.add_argument('--threads', type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     os.environ.update(FPQ_DATA_ROOT=str(args.data.resolve()),
                       FPQ_WORK_DIRS=str(args.runs.resolve()))
-    trained, usual = [], []
-    for name in TRAINED:
-        print(name, flush=True)
-        trained.append(trained_row(name, args.runs))
-    for name in USUAL:
-        for bits in (8, 4):
-            print(name, bits, flush=True)
-            usual.append(usual_row(name, bits))
-    print(table(trained, usual))
-    args.out.write_text(json.dumps(dict(
-        command='python benchmarks/export.py',
+    rows: dict[str, dict] = {}
+    if args.only and args.out.is_file():
+        rows = json.loads(args.out.read_text())['rows']
+    made_by = dict(
         machine=cpu(), threads=args.threads, python=platform.python_version(),
         torch=torch.__version__, onnxruntime=onnxruntime.__version__,
-        fpq=fpq_plugin.__version__, trained=trained, usual=usual),
-        indent=1) + '\n')
+        fpq=fpq_plugin.__version__)
+    for name in args.only or [*TRAINED, *USUAL]:
+        print(name, flush=True)
+        if name in TRAINED:
+            rows[name] = trained_row(name, args.runs)
+        else:
+            for bits in (8, 4):
+                rows[f'{name}_w{bits}a{bits}'] = usual_row(name, bits)
+        args.out.write_text(json.dumps(dict(
+            command='python benchmarks/export.py', **made_by, rows=rows),
+            indent=1) + '\n')
+    print(table([rows[name] for name in TRAINED if name in rows],
+                [row for row in rows.values() if 'bits' in row]))
 
 
 if __name__ == '__main__':

@@ -9,7 +9,6 @@ from brevitas_adapters.backend import BREVITAS
 from fpq_plugin import FPQHook
 
 
-
 def blocks(page, language):
     text = (ROOT / 'docs' / page).read_text()
     return re.findall(rf'```{language}\n(.*?)```', text, re.DOTALL)
@@ -26,8 +25,9 @@ def registered():
 
 def test_the_brevitas_page_runs(tmp_path, monkeypatch, registered):
     monkeypatch.chdir(tmp_path)
-    configs = [b for b in blocks('brevitas.md', 'python') if b.startswith('default_hooks')]
-    code = [b for b in blocks('brevitas.md', 'python') if b not in configs]
+    found = blocks('brevitas.md', 'python')
+    configs = [b for b in found if b.startswith('default_hooks')]
+    code = [b for b in found if b not in configs]
     assert len(configs) == 2
     assert len(code) == 6
     for config in configs:

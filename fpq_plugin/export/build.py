@@ -62,6 +62,9 @@ def build_onnx(model: nn.Module, example: Tensor) -> onnx.ModelProto:
     """
     refuse_unexportable(model)
     found = quantizers_of(model)
+    if not found:
+        raise ValueError('not exported: the model has no fake quantizer that '
+                         'is switched on')
     names, quantizers = list(found), list(found.values())
     proto = trace(model, quantizers, example)
     graph = Graph(proto)

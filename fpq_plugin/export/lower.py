@@ -32,6 +32,14 @@ def lower_weights(graph: Graph, quantizers: Sequence[Quantizer],
         ValueError: Naming a weight that no integers stand for.
     """
     found: dict[str, Integers] = {}
+    first: dict[tuple[str, int], str] = {}
+    for node in marks(graph, of_weights=True):
+        number = number_of(node)
+        key = (node.input[0], number)
+        if first.setdefault(key, node.output[0]) != node.output[0]:
+            # A layer that is called twice has one weight.
+            graph.replace_input(node.output[0], first[key])
+            graph.nodes.remove(node)
     for node in marks(graph, of_weights=True):
         number = number_of(node)
         try:

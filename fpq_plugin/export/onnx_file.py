@@ -79,7 +79,8 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
         parity = measure_parity(model, exported, chain([first], batches))
     parity.refuse(tolerance)
     in_float = build_float_onnx(model, example[:2]).SerializeToString()
-    runs = [exported, open_session(in_float)]
+    runs = [exported, open_session(content, unpack=True),
+            open_session(in_float)]
     times = tuple(
         Latency(size, *latencies(runs, example[:size]))
         for size in sorted({1, min(LARGEST_TIMED, len(example))}))

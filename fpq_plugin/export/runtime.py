@@ -12,11 +12,15 @@ from torch import Tensor
 from .trace import INPUT
 
 
-def open_session(model: bytes) -> Callable[[Tensor], Tensor]:
+def open_session(model: bytes,
+                 unpack: bool = False) -> Callable[[Tensor], Tensor]:
     """Open a model in onnxruntime on the CPU, with torch's thread count.
 
     Args:
         model (bytes): The content of an ONNX file.
+        unpack (bool): Whether weights become float as the file is opened,
+            instead of integer kernels where there are some and at every call
+            elsewhere. Defaults to False, as onnxruntime does it.
 
     Returns:
         Callable: From an input to the model's output.
@@ -27,6 +31,8 @@ def open_session(model: bytes) -> Callable[[Tensor], Tensor]:
     options.intra_op_num_threads = torch.get_num_threads()
     # Initializers of weights that fused away are no news.
     options.log_severity_level = 3
+    if unpack:
+        options.add_session_config_entry('session.disable_quant_qdq', '1')
     session = onnxruntime.InferenceSession(
         model, options, providers=['CPUExecutionProvider'])
 

@@ -33,7 +33,7 @@ def test_a_run_exports_at_its_end(fpq_config, tmp_path):
     done = export(tmp_path / 'config.py', tmp_path / 'run/epoch_1.pth', '-o',
                   tmp_path / 'again.onnx', '--json', tmp_path / 'again.json')
     assert done.returncode == 0, done.stderr[-3000:]
-    assert 'onnxruntime, ms, batch 1' in done.stdout
+    assert 'ms, batch 32, unpacked' in done.stdout
     figures = json.loads((tmp_path / 'again.json').read_text())
     assert figures['parity']['images'] == 397
     assert figures['parity']['equal'] == 100

@@ -143,6 +143,29 @@ def test_batch_norm_is_folded_where_exact(tmp_path_factory, bits, bias,
                                   trained).long())
 
 
+class Twice(nn.Module):
+    """One convolution with two batch norms, as detection heads have."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.first, self.second = (batch_norm(3, generator) for _ in '12')
+
+    def forward(self, x):
+        return self.second(self.conv(self.first(self.conv(x)).relu()))
+
+
+def test_a_layer_called_twice_is_stored_once(tmp_path):
+    x = torch.randn(5, 3, 8, 8)
+    model = quantized(Twice(), x)
+    path = tmp_path / 'model.onnx'
+    export_onnx(model, path, [(x, None)])
+    with torch.no_grad():
+        assert_same(answers(path, x), model(x))
+    assert len(weights_of(path)) == 1
+
+
 def net():
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8),
@@ -263,6 +286,7 @@ def test_what_cannot_be_exported_is_named(x, tmp_path):
             export_onnx(model, path, [(x, None)])
         assert not any(tmp_path.iterdir())
 
+    refused(net(), 'no fake quantizer that is switched on')
     model = net()
     convert(model)
     refused(model, r'0.weight_quantizer: it has no step yet: calibrate(.|\n)*'
