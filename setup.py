@@ -21,14 +21,13 @@ MMPRETRAIN = [
     'setuptools>=68,<81',
     'openxlab<0.0.12',
 ]
+EXPORT = ['onnx>=1.17,<1.21', 'onnxruntime>=1.20,<1.25']
 BREVITAS = [
     # Below 0.14: the adapters use what Brevitas does not promise to keep.
     'brevitas>=0.13.4,<0.14',
-    # What Brevitas needs to export to ONNX, and what runs it.
-    'onnx>=1.17,<1.21',
+    # What Brevitas's own exports to ONNX need.
     'onnxoptimizer>=0.3.13,<0.5',
-    'onnxruntime>=1.20,<1.25',
-]
+] + EXPORT
 DEV = [
     'mmcv-lite>=2.2.0', 'pytest', 'hypothesis', 'scikit-learn', 'matplotlib',
     'ruff'
@@ -49,6 +48,7 @@ setup(
     extras_require=dict(
         mmpretrain=MMPRETRAIN,
         brevitas=BREVITAS,
+        export=EXPORT,
         dev=MMPRETRAIN + BREVITAS + DEV),
     classifiers=[
         'License :: OSI Approved :: Apache Software License',

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 
 from .adopt import adopt, float_twin
 from .backend import register_injector
-from .export import export_qcdq
 from .layers import BrevitasConv2d, BrevitasLayer, BrevitasLinear
 from .lsq import LSQActPerTensor, LSQWeightPerChannel
 from .stock import StockQuantizer
@@ -18,6 +17,6 @@ if find_spec('mmcv') is not None:
 
 __all__ = [
     'BrevitasConv2d', 'BrevitasLayer', 'BrevitasLinear', 'LSQActPerTensor',
-    'LSQWeightPerChannel', 'StockQuantizer', 'adopt', 'export_qcdq',
-    'float_twin', 'register_injector'
+    'LSQWeightPerChannel', 'StockQuantizer', 'adopt', 'float_twin',
+    'register_injector'
 ]

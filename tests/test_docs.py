@@ -8,11 +8,10 @@ from runs import ROOT
 from brevitas_adapters.backend import BREVITAS
 from fpq_plugin import FPQHook
 
-TEXT = (ROOT / 'docs/brevitas.md').read_text()
 
-
-def blocks(language):
-    return re.findall(rf'```{language}\n(.*?)```', TEXT, re.DOTALL)
+def blocks(page, language):
+    text = (ROOT / 'docs' / page).read_text()
+    return re.findall(rf'```{language}\n(.*?)```', text, re.DOTALL)
 
 
 @pytest.fixture
@@ -26,8 +25,9 @@ def registered():
 
 def test_the_brevitas_page_runs(tmp_path, monkeypatch, registered):
     monkeypatch.chdir(tmp_path)
-    configs = [b for b in blocks('python') if b.startswith('default_hooks')]
-    code = [b for b in blocks('python') if b not in configs]
+    found = blocks('brevitas.md', 'python')
+    configs = [b for b in found if b.startswith('default_hooks')]
+    code = [b for b in found if b not in configs]
     assert len(configs) == 2
     assert len(code) == 6
     for config in configs:
@@ -42,6 +42,15 @@ def test_the_brevitas_page_runs(tmp_path, monkeypatch, registered):
     assert (tmp_path / 'model.onnx').exists()
 
 
-def test_its_command_exists():
-    command, = re.findall(r'python (tools/\S+)', TEXT)
-    assert (ROOT / command).is_file()
+def test_the_export_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, *code = blocks('export.md', 'python')
+    scope = {}
+    exec(config, scope)
+    options = scope['default_hooks']['fpq']
+    assert options.pop('type') == 'FPQHook'
+    FPQHook(**options)
+    assert len(code) == 5
+    for block in code:
+        exec(block, scope)
+    assert (tmp_path / 'model.onnx').exists()

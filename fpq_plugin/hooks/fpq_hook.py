@@ -48,6 +48,7 @@ from ..state import (
 )
 from ..teacher import fill_from_file
 from ..version import __version__
+from .export_at_end import ExportAtEnd
 from .run_teacher import RunTeacher
 from .start_weights import starts_from_teacher
 
@@ -87,6 +88,8 @@ class FPQHook(Hook):
             ``activation``, ``perturbation`` settings for those layers.
         scale_lr_mult (float): Learning rate of the quantizers' parameters
             over that of the group they would be in. Defaults to 1.0.
+        export (str, optional): ONNX file to write at the end of training, in
+            the work directory. Defaults to None.
 
     Raises:
         TypeError: If an option is of a wrong type.
@@ -109,6 +112,7 @@ class FPQHook(Hook):
                  skip: Sequence[str] = (),
                  overrides: dict | None = None,
                  scale_lr_mult: float = 1.0,
+                 export: str | None = None,
                  **unknown: Any) -> None:
         refuse_unknown('fpq', unknown, known_options(FPQHook))
         if teacher is not None and not isinstance(teacher, str):
@@ -133,6 +137,7 @@ class FPQHook(Hook):
         self.num_images = _num_images(calibration)
         self.teacher = teacher
         self.scale_lr_mult = scale_lr_mult
+        self._export = ExportAtEnd(export)
 
         self._run_teacher = RunTeacher(teacher)
         self._fill_student = False
@@ -260,6 +265,7 @@ class FPQHook(Hook):
             self._run_teacher.settle(runner, model)
         if uninitialized(model):
             self._calibrate(runner, model)
+        self._export.check(runner, model)
         self._count_micro_batches(runner, model)
         self._clock = noise_clock(model)
         if self._clock is not None:
@@ -387,6 +393,7 @@ class FPQHook(Hook):
             self._distiller.detach()
         self._distiller = self._guard = self._loss_handle = None
         self._clock = self._run_teacher.model = None
+        self._export.run(runner)
 
     def _summary(self) -> str:
         rows = self._table

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.ao.quantization import FakeQuantizeBase
 
+from .grid import Grid
 from .quantizer import Quantizer
 
 
@@ -139,6 +140,11 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
     def calculate_qparams(self, **kwargs) -> tuple[Tensor, Tensor]:
         """Current step and zero point, as torch.ao's ``convert`` asks."""
         return self.step(), self.zero_point.clone()
+
+    def grid(self) -> Grid:
+        return Grid(self.step(), self.zero_point, self.quant_min,
+                    self.quant_max,
+                    self.ch_axis if self.is_per_channel else None)
 
     def enable_fake_quant(self, enabled: bool = True) -> None:
         """Switch fake quantization on or off."""

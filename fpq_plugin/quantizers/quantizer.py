@@ -8,6 +8,8 @@ import torch
 from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
+from .grid import Grid
+
 MIN_BITS, MAX_BITS = 2, 8
 
 
@@ -83,6 +85,15 @@ class Quantizer(ABC, nn.Module):
         Raises:
             ValueError: If nothing, or something non-finite, was observed.
         """
+
+    def grid(self) -> Grid:
+        """The integers that its values stand for, for an export.
+
+        Raises:
+            NotImplementedError: If it has none, or does not tell them.
+        """
+        raise NotImplementedError(
+            f'{type(self).__name__} does not tell its integers (no grid())')
 
     def forward(self, x: Tensor) -> Tensor:
         """Observe and/or fake quantize ``x``; shape and dtype are kept.
