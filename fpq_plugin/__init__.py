@@ -17,16 +17,25 @@ from .layers import QuantizedLayer, register_layer
 from .losses import CSDLoss
 from .param_groups import param_groups
 from .perturb import StochasticFeaturePerturbation
-from .quantizers import BaseFakeQuantize, LSQFakeQuantize, Quantizer
+from .quantizers import (
+                     BaseFakeQuantize,
+                     DoReFaFakeQuantize,
+                     LSQFakeQuantize,
+                     LSQPlusFakeQuantize,
+                     PACTFakeQuantize,
+                     Quantizer,
+                     TorchAOFakeQuantize,
+)
 from .version import __version__
 
 allow_mmengine_checkpoints()
 allow_launch_without_accelerator()
 
 __all__ = [
-    'BaseFakeQuantize', 'CSDLoss', 'Distiller', 'FPQHook', 'LSQFakeQuantize',
+    'BaseFakeQuantize', 'CSDLoss', 'Distiller', 'DoReFaFakeQuantize',
+    'FPQHook', 'LSQFakeQuantize', 'LSQPlusFakeQuantize', 'PACTFakeQuantize',
     'QuantizedLayer', 'Quantizer', 'StochasticFeaturePerturbation',
-    '__version__',
+    'TorchAOFakeQuantize', '__version__',
     'calibrate', 'convert', 'load_model', 'param_groups', 'register_layer',
     'to_float'
 ]
