@@ -274,7 +274,10 @@ def _build(name: str, layer: nn.Module, plan: dict[str, Any],
     if getattr(activation, 'is_per_channel', False):
         raise ValueError(f'activation of {name}: per_channel is for weights; '
                          'an activation has one step')
-    return weight, activation, part('perturbation') if activation else None
+    perturbation = part('perturbation')
+    if perturbation and not (weight if perturbation.of_weight else activation):
+        perturbation = None
+    return weight, activation, perturbation
 
 
 def _table(model: nn.Module, whys: Mapping[str, str]) -> LayerTable:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .layers import quantized_layers
-from .losses import CSDLoss
 
 
 class Distiller:
@@ -29,7 +28,8 @@ class Distiller:
     Args:
         student (nn.Module): A converted model.
         teacher (nn.Module): The full-precision model with the same names.
-        criterion (CSDLoss): The loss of one layer.
+        criterion (CSDLoss | LogitKD | Sequence): The loss of one layer, or
+            several of them, which are added up.
         run_teacher (Callable, optional): Called as ``run_teacher(teacher,
             args, kwargs)`` with the student's arguments. Defaults to None:
             ``teacher(*args, **kwargs)``.
@@ -56,13 +56,14 @@ class Distiller:
     def __init__(self,
                  student: nn.Module,
                  teacher: nn.Module,
-                 criterion: CSDLoss,
+                 criterion: nn.Module | Sequence[nn.Module],
                  run_teacher: Callable[[nn.Module, tuple, dict], Any]
                  | None = None,
                  condition: Callable[[dict], bool] | None = None,
                  warn: Callable[[str], Any] = warnings.warn) -> None:
         self.teacher = teacher
-        self.criterion = criterion
+        self.criteria = ([criterion] if isinstance(criterion, nn.Module) else
+                         list(criterion))
         self._run_teacher = run_teacher or _call
         self._condition = condition
         self._warn = warn
@@ -70,13 +71,16 @@ class Distiller:
         self._maps: dict[str, deque[tuple[Tensor, int]]] = defaultdict(deque)
         self._pairs: list[tuple[str, Tensor, int, Tensor, int]] = []
         self._overwritten: set[str] = set()
-        self._losses: dict[str, Tensor] = {}
+        self._losses: dict[tuple[str, str], Tensor] = {}
         self._left_out: set[str] = set()
 
         layers = quantized_layers(student)
         if not layers:
             raise ValueError('the student has no quantized layer: call '
                              'convert(student) first')
+        self._last = list(layers)[-1]
+        if all(criterion.last_layer_only for criterion in self.criteria):
+            layers = {self._last: layers[self._last]}
         known = dict(teacher.named_modules())
         missing = [name for name in layers if name not in known]
         if missing:
@@ -95,19 +99,35 @@ class Distiller:
             ]
 
     def loss(self) -> Tensor:
-        """L_CSD of the student's last distilled forward, a scalar.
+        """The losses' sum in the student's last distilled forward, a scalar.
 
         Raises:
             RuntimeError: If there was none, or no layer was compared in it.
         """
-        if not self._losses:
-            raise RuntimeError('no layer was distilled yet: was the student '
-                               'called in training mode?')
+        self._require_losses()
         return torch.stack(list(self._losses.values())).sum()
+
+    def losses(self) -> dict[str, Tensor]:
+        """Each criterion's part of :meth:`loss`, by its ``label``.
+
+        Raises:
+            RuntimeError: As :meth:`loss`.
+        """
+        self._require_losses()
+        parts = defaultdict(list)
+        for (label, _), loss in self._losses.items():
+            parts[label].append(loss)
+        return {
+            label: torch.stack(part).sum()
+            for label, part in parts.items()
+        }
 
     def layer_losses(self) -> dict[str, Tensor]:
         """Each distilled layer's part of :meth:`loss`, by layer name."""
-        return {name: loss.detach() for name, loss in self._losses.items()}
+        parts: dict[str, Tensor] = {}
+        for (_, name), loss in self._losses.items():
+            parts[name] = parts.get(name, 0) + loss.detach()
+        return parts
 
     def detach(self) -> None:
         """Remove all hooks and let the teacher and the losses go."""
@@ -116,6 +136,11 @@ class Distiller:
         self._losses = {}
         self._maps.clear()
         del self.teacher
+
+    def _require_losses(self) -> None:
+        if not self._losses:
+            raise RuntimeError('no layer was distilled yet: was the student '
+                               'called in training mode?')
 
     def has_loss(self) -> bool:
         """Whether the last training forward compared any layer."""
@@ -148,12 +173,17 @@ class Distiller:
                     name, 'its output was changed in place after it; from '
                     'the next iteration on it is cloned')
                 continue
-            try:
-                loss = self.criterion(output, teacher_map, axis)
-            except ValueError as error:
-                raise ValueError(f'distillation of {name}: {error}') from error
-            past = self._losses.get(name)
-            self._losses[name] = loss if past is None else past + loss
+            for criterion in self.criteria:
+                if criterion.last_layer_only and name != self._last:
+                    continue
+                try:
+                    loss = criterion(output, teacher_map, axis)
+                except ValueError as error:
+                    raise ValueError(
+                        f'distillation of {name}: {error}') from error
+                key = (criterion.label, name)
+                past = self._losses.get(key)
+                self._losses[key] = loss if past is None else past + loss
 
     def _find_overwritten(self) -> bool:
         """Whether new layers turned up whose output is changed in place.

@@ -365,8 +365,8 @@ def test_a_shared_layer_called_twice(fpq_config):
     pairs = []
     runner = Runner.from_cfg(cfg)
     hook = next(h for h in runner.hooks if isinstance(h, FPQHook))
-    forward = hook.criterion.forward
-    hook.criterion.forward = lambda s, t, axis: pairs.append(
+    forward = hook.criteria[0].forward
+    hook.criteria[0].forward = lambda s, t, axis: pairs.append(
         s.shape) or forward(s, t, axis)
     runner.train()
     heads = [shape for shape in pairs if shape == (100, 10)]
