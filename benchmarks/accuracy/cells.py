@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 SEEDS = (0, 1, 2)
 BITS = ('w4a4', 'w2a4', 'w2a2')
 MODELS = ('resnet', 'mobilenet')
 ABLATION = ('lsq', 'sfp', 'csd', 'fpq')
+RIVALS = ('kd', 'lsq_plus', 'pact', 'lsq_sam', 'torch_ao', 'weight_noise',
+          'per_tensor', 'fpq_kd')
 # From a method's name to its fragment in mm_configs/_base_/methods and the
 # options of the hook that it changes.
 METHODS: dict[str, tuple[str, dict]] = {
-    **{name: (name, {}) for name in ABLATION},
+    **{name: (name, {}) for name in (*ABLATION, *RIVALS)},
     **{f'fpq p={p}': ('fpq', {'perturbation.p': p})
        for p in (0.3, 0.5, 0.7, 0.9, 1.0)},
+    **{f'fpq lambda={weight}': ('fpq', {'distillation.loss_weight': weight})
+       for weight in (0.1, 0.3, 3.0)},
+    'fpq before': ('fpq', {'perturbation.where': 'before'}),
+    'fpq sample': ('fpq', {'perturbation.granularity': 'sample'}),
+    'fpq channel_sum': ('fpq', {'distillation.reduction': 'channel_sum'}),
+    'fpq scale_lr=0.1': ('fpq', {'scale_lr_mult': 0.1}),
+    'lsq scale_lr=0.1': ('lsq', {'scale_lr_mult': 0.1}),
 }
 
 
@@ -71,15 +80,27 @@ class Cell:
 
 
 def grid() -> Iterator[Cell]:
-    """All cells, the most telling first, all seeds of a cell in sequence."""
-    yield from _cells(('resnet', ), ABLATION, ('w2a4', ))
-    sweep = [name for name in METHODS if name.startswith('fpq p=')]
-    yield from _cells(('resnet', ), sweep, ('w2a4', ))
-    yield from _cells(('resnet', ), ('lsq', 'fpq'), ('w4a4', 'w2a2'))
+    """All cells, the most telling first, all seeds of a cell in sequence.
+
+    A cell may come twice: the second time its record is there.
+    """
+    r, m = ('resnet', ), ('mobilenet', )
+    yield from _cells(r, ABLATION, ('w2a4', ))
+    yield from _cells(r, ('kd', 'lsq_plus', 'pact'), ('w2a4', ))
+    yield from _cells(m, ('lsq', 'fpq'), ('w2a4', ))
+    yield from _cells(r, ('lsq', 'fpq', 'kd'), ('w2a2', 'w4a4'))
+    yield from _cells(r, ('fpq p=0.5', 'fpq p=1.0', 'fpq lambda=0.1'),
+                      ('w2a4', ))
+    yield from _cells(m, ('kd', ), ('w2a4', ))
+    yield from _cells(m, ('lsq', 'fpq', 'kd'), ('w2a2', 'w4a4'))
+    yield from _cells(r, ('lsq_plus', 'pact'), ('w2a2', 'w4a4'))
+    yield from _cells(r, [name for name in METHODS if name not in ABLATION],
+                      ('w2a4', ))
+    yield from _cells(m, ('lsq_plus', 'pact'), BITS)
 
 
-def _cells(models: tuple[str, ...], methods: tuple[str, ...],
-           bits: tuple[str, ...]) -> Iterator[Cell]:
+def _cells(models: Iterable[str], methods: Iterable[str],
+           bits: Iterable[str]) -> Iterator[Cell]:
     for model in models:
         for width in bits:
             for method in methods:

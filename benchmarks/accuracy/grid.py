@@ -68,7 +68,7 @@ def run(cell: Cell, args: argparse.Namespace) -> None:
         record = dict(cell=str(cell), top1=None, error=str(error))
     write(record, path)
     print(f'    {cell}: top-1 {record["top1"]}, '
-          f'{record.get("seconds")} s', flush=True)
+          f'{record.get("cpu_seconds")} s of CPU', flush=True)
 
 
 if __name__ == '__main__':

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BASES = ROOT / 'mm_configs/_base_'
 MODEL_FILES = dict(
     resnet='resnet_thin_fashion_mnist.py',
-    mobilenet='mobilenet_v2_thin_fashion_mnist.py')
+    mobilenet='mobilenet_v2_fashion_mnist.py')
 EPOCHS = 40
 FP_LR = 0.1
 _number = itertools.count()
@@ -44,6 +44,8 @@ def config_text(cell: Cell, work: Path) -> str:
             'default_hooks = dict(fpq=_base_.fpq)',
             f'load_from = {str(checkpoint(cell.teacher, work))!r}'
         ]
+        if fragment == 'lsq_sam':
+            lines.append('optim_wrapper = _base_.sam')
     names = ''.join(f'    {str(BASES / base)!r},\n' for base in bases)
     return f'_base_ = [\n{names}]\n' + '\n'.join(lines) + '\n'
 
@@ -88,13 +90,14 @@ def train(cell: Cell, work: Path) -> dict:
 
     Returns:
         dict: Top-1 (%) on the test set after the last epoch, the means of
-        the losses over the last epoch, seconds, and what made them.
+        the losses over the last epoch, the process's seconds of CPU, and
+        what made them.
     """
     cfg = build_config(cell, work)
     cfg.default_hooks.logger.interval = 20
     cfg.default_hooks.checkpoint = dict(
         type='CheckpointHook', interval=EPOCHS, save_optimizer=False)
-    start = time.time()
+    start = time.process_time()
     runner = Runner.from_cfg(cfg)
     runner.train()
     scalars = runner.message_hub.log_scalars
@@ -110,7 +113,7 @@ def train(cell: Cell, work: Path) -> dict:
         top1=float(scalars['val/accuracy/top1'].current()),
         loss=mean('train/loss'),
         loss_csd=mean('train/loss_csd'),
-        seconds=round(time.time() - start, 1),
+        cpu_seconds=round(time.process_time() - start, 1),
         options=options(cell),
         commit=_commit(),
         version=fpq_plugin.__version__,
