@@ -29,6 +29,7 @@ BREVITAS = [
     'onnxoptimizer>=0.3.13,<0.5',
     'onnxruntime>=1.20,<1.25',
 ]
+SAM = ['pytorch_optimizer>=4.1,<5']
 DEV = [
     'mmcv-lite>=2.2.0', 'pytest', 'hypothesis', 'scikit-learn', 'matplotlib',
     'ruff'
@@ -49,7 +50,8 @@ setup(
     extras_require=dict(
         mmpretrain=MMPRETRAIN,
         brevitas=BREVITAS,
-        dev=MMPRETRAIN + BREVITAS + DEV),
+        sam=SAM,
+        dev=MMPRETRAIN + BREVITAS + SAM + DEV),
     classifiers=[
         'License :: OSI Approved :: Apache Software License',
         'Programming Language :: Python :: 3',
