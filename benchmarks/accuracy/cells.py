@@ -24,6 +24,8 @@ METHODS: dict[str, tuple[str, dict]] = {
     'fpq channel_sum': ('fpq', {'distillation.reduction': 'channel_sum'}),
     'fpq scale_lr=0.1': ('fpq', {'scale_lr_mult': 0.1}),
     'lsq scale_lr=0.1': ('lsq', {'scale_lr_mult': 0.1}),
+    'sfp p=0.5': ('sfp', {'perturbation.p': 0.5}),
+    'fpq annealed': ('fpq', {}),
 }
 
 
@@ -96,6 +98,7 @@ def grid() -> Iterator[Cell]:
     yield from _cells(r, ('lsq_plus', 'pact'), ('w2a2', 'w4a4'))
     yield from _cells(r, [name for name in METHODS if name not in ABLATION],
                       ('w2a4', ))
+    yield from _cells(m, ('fpq lambda=0.1', ), ('w2a4', ))
     yield from _cells(m, ('lsq_plus', 'pact'), BITS)
 
 

@@ -22,6 +22,7 @@ from train import ROOT, checkpoint, train, write
 
 def main() -> None:
     args = parse()
+    logging.disable(logging.INFO)
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     cells = args.cells or list(grid())
@@ -45,6 +46,7 @@ def parse() -> argparse.Namespace:
                         default=Path(__file__).parent / 'results/runs')
     parser.add_argument('--work', type=Path,
                         default=ROOT / 'work_dirs/accuracy')
+    parser.add_argument('--epochs', type=int, default=40)
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--minutes', type=float,
                         help='start no further cell after that time')
@@ -55,12 +57,12 @@ def run(cell: Cell, args: argparse.Namespace) -> None:
     """Train ``cell`` unless its record is there; a failure is recorded."""
     path = args.out / f'{cell.key}.json'
     is_teacher = cell.method == 'fp'
-    if path.exists() and not (is_teacher
-                              and not checkpoint(cell, args.work).exists()):
+    gone = is_teacher and not checkpoint(
+        cell, args.work, args.epochs).exists()
+    if path.exists() and not gone:
         return
-    logging.disable(logging.INFO)
     try:
-        record = train(cell, args.work)
+        record = train(cell, args.work, args.epochs)
     except (FloatingPointError, ValueError, RuntimeError) as error:
         if is_teacher:
             raise

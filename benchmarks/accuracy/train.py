@@ -22,15 +22,18 @@ BASES = ROOT / 'mm_configs/_base_'
 MODEL_FILES = dict(
     resnet='resnet_thin_fashion_mnist.py',
     mobilenet='mobilenet_v2_fashion_mnist.py')
-EPOCHS = 40
 FP_LR = 0.1
 _number = itertools.count()
 
 
-def config_text(cell: Cell, work: Path) -> str:
+def config_text(cell: Cell, work: Path, epochs: int) -> str:
     """The cell's config file."""
     bases = ['fashion_mnist_1k.py', MODEL_FILES[cell.model], 'sgd_40e.py']
-    lines = [f'randomness = dict(seed={cell.seed})']
+    lines = [
+        f'randomness = dict(seed={cell.seed})',
+        f'param_scheduler = dict(T_max={epochs})',
+        f'train_cfg = dict(max_epochs={epochs}, val_interval={epochs})',
+    ]
     if cell.method == 'fp':
         lines += [
             "custom_imports = dict(imports=['fpq_plugin'], "
@@ -42,20 +45,26 @@ def config_text(cell: Cell, work: Path) -> str:
         bases.append(f'methods/{fragment}.py')
         lines += [
             'default_hooks = dict(fpq=_base_.fpq)',
-            f'load_from = {str(checkpoint(cell.teacher, work))!r}'
+            f'load_from = {str(checkpoint(cell.teacher, work, epochs))!r}'
         ]
         if fragment == 'lsq_sam':
             lines.append('optim_wrapper = _base_.sam')
+        if cell.method == 'fpq annealed':
+            lines += [
+                "custom_imports = dict(imports=['fpq_plugin', 'anneal'], "
+                'allow_failed_imports=False)',
+                "custom_hooks = [dict(type='AnnealDistillation')]"
+            ]
     names = ''.join(f'    {str(BASES / base)!r},\n' for base in bases)
     return f'_base_ = [\n{names}]\n' + '\n'.join(lines) + '\n'
 
 
-def build_config(cell: Cell, work: Path) -> Config:
+def build_config(cell: Cell, work: Path, epochs: int) -> Config:
     """Write the cell's config into its folder and read it."""
     folder = work / cell.key
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / 'config.py'
-    path.write_text(config_text(cell, work))
+    path.write_text(config_text(cell, work, epochs))
     cfg = Config.fromfile(str(path))
     cfg.merge_from_dict(options(cell))
     cfg.work_dir = str(folder)
@@ -76,27 +85,28 @@ def options(cell: Cell) -> dict:
     return {f'default_hooks.fpq.{k}': v for k, v in changes.items()}
 
 
-def checkpoint(cell: Cell, work: Path) -> Path:
+def checkpoint(cell: Cell, work: Path, epochs: int) -> Path:
     """The cell's last checkpoint."""
-    return work / cell.key / f'epoch_{EPOCHS}.pth'
+    return work / cell.key / f'epoch_{epochs}.pth'
 
 
-def train(cell: Cell, work: Path) -> dict:
+def train(cell: Cell, work: Path, epochs: int) -> dict:
     """Train and test ``cell``; its record.
 
     Args:
         cell (Cell): The run.
         work (Path): Folder of all work directories; the teacher's is there.
+        epochs (int): Epochs of the teacher, and again of the student.
 
     Returns:
         dict: Top-1 (%) on the test set after the last epoch, the means of
         the losses over the last epoch, the process's seconds of CPU, and
         what made them.
     """
-    cfg = build_config(cell, work)
+    cfg = build_config(cell, work, epochs)
     cfg.default_hooks.logger.interval = 20
     cfg.default_hooks.checkpoint = dict(
-        type='CheckpointHook', interval=EPOCHS, save_optimizer=False)
+        type='CheckpointHook', interval=epochs, save_optimizer=False)
     start = time.process_time()
     runner = Runner.from_cfg(cfg)
     runner.train()
@@ -115,6 +125,7 @@ def train(cell: Cell, work: Path) -> dict:
         loss_csd=mean('train/loss_csd'),
         cpu_seconds=round(time.process_time() - start, 1),
         options=options(cell),
+        epochs=epochs,
         commit=_commit(),
         version=fpq_plugin.__version__,
         torch=torch.__version__,
