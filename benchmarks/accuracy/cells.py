@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 SEEDS = (0, 1, 2)
 BITS = ('w4a4', 'w2a4', 'w2a2')
-MODELS = ('resnet', 'mobilenet')
+# From a model to its epochs: of the teacher, and again of the student.
+EPOCHS = dict(resnet=40, mobilenet=20)
+MODELS = tuple(EPOCHS)
 ABLATION = ('lsq', 'sfp', 'csd', 'fpq')
 RIVALS = ('kd', 'lsq_plus', 'pact', 'lsq_sam', 'torch_ao', 'weight_noise',
           'per_tensor', 'fpq_kd')
@@ -87,18 +89,18 @@ def grid() -> Iterator[Cell]:
     A cell may come twice: the second time its record is there.
     """
     r, m = ('resnet', ), ('mobilenet', )
-    yield from _cells(r, ABLATION, ('w2a4', ))
-    yield from _cells(r, ('kd', 'lsq_plus', 'pact'), ('w2a4', ))
+    yield from _cells(r, (*ABLATION, 'kd'), ('w2a4', ))
+    yield from _cells(r, ('fpq lambda=0.1', 'sfp p=0.5'), ('w2a4', ))
+    yield from _cells(r, ('lsq', 'fpq'), ('w2a2', 'w4a4'))
     yield from _cells(m, ('lsq', 'fpq'), ('w2a4', ))
-    yield from _cells(r, ('lsq', 'fpq', 'kd'), ('w2a2', 'w4a4'))
-    yield from _cells(r, ('fpq p=0.5', 'fpq p=1.0', 'fpq lambda=0.1'),
+    yield from _cells(r, ('lsq_plus', 'pact'), ('w2a4', ))
+    yield from _cells(r, ('fpq p=0.5', 'fpq p=1.0', 'fpq annealed'),
                       ('w2a4', ))
-    yield from _cells(m, ('kd', ), ('w2a4', ))
+    yield from _cells(r, ('kd', ), ('w2a2', 'w4a4'))
+    yield from _cells(m, ('kd', 'fpq lambda=0.1'), ('w2a4', ))
     yield from _cells(m, ('lsq', 'fpq', 'kd'), ('w2a2', 'w4a4'))
     yield from _cells(r, ('lsq_plus', 'pact'), ('w2a2', 'w4a4'))
-    yield from _cells(r, [name for name in METHODS if name not in ABLATION],
-                      ('w2a4', ))
-    yield from _cells(m, ('fpq lambda=0.1', ), ('w2a4', ))
+    yield from _cells(r, METHODS, ('w2a4', ))
     yield from _cells(m, ('lsq_plus', 'pact'), BITS)
 
 

@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 
 import torch
-from cells import Cell, grid
+from cells import EPOCHS, Cell, grid
 from train import ROOT, checkpoint, train, write
 
 
@@ -46,7 +46,8 @@ def parse() -> argparse.Namespace:
                         default=Path(__file__).parent / 'results/runs')
     parser.add_argument('--work', type=Path,
                         default=ROOT / 'work_dirs/accuracy')
-    parser.add_argument('--epochs', type=int, default=40)
+    parser.add_argument('--epochs', type=int,
+                        help='instead of those of cells.EPOCHS')
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--minutes', type=float,
                         help='start no further cell after that time')
@@ -57,12 +58,12 @@ def run(cell: Cell, args: argparse.Namespace) -> None:
     """Train ``cell`` unless its record is there; a failure is recorded."""
     path = args.out / f'{cell.key}.json'
     is_teacher = cell.method == 'fp'
-    gone = is_teacher and not checkpoint(
-        cell, args.work, args.epochs).exists()
+    epochs = args.epochs or EPOCHS[cell.model]
+    gone = is_teacher and not checkpoint(cell, args.work, epochs).exists()
     if path.exists() and not gone:
         return
     try:
-        record = train(cell, args.work, args.epochs)
+        record = train(cell, args.work, epochs)
     except (FloatingPointError, ValueError, RuntimeError) as error:
         if is_teacher:
             raise
