@@ -17,10 +17,9 @@ class Distiller:
     """Compares student and teacher layer by layer during one forward.
 
     A training forward of the student first runs the teacher on the same
-    arguments; its maps wait by layer name and call for the student's. When
-    the forward ends the pairs' losses are taken, outside any region that
-    activation checkpointing would run again. :meth:`loss` then is the sum
-    over the layers, L_CSD of equation (22). No standardized map is stored.
+    arguments; its maps wait by layer name and call for the student's. Each
+    layer's loss is taken as its output appears; :meth:`loss` is the sum over
+    the layers, L_CSD of equation (22). No standardized map is stored.
 
     The teacher is kept in eval mode, without gradient, and is no submodule
     of anything: it is in no checkpoint, EMA copy or DDP bucket.
@@ -28,8 +27,10 @@ class Distiller:
     Args:
         student (nn.Module): A converted model.
         teacher (nn.Module): The full-precision model with the same names.
-        criterion (CSDLoss | LogitKD | Sequence): The loss of one layer, or
-            several of them, which are added up.
+        criterion (nn.Module | Sequence[nn.Module]): The loss of one layer,
+            or several that are added up. Each has :meth:`CSDLoss.tap`, or is
+            called as :class:`CSDLoss` is, and has its ``label`` and
+            ``last_layer_only``.
         run_teacher (Callable, optional): Called as ``run_teacher(teacher,
             args, kwargs)`` with the student's arguments. Defaults to None:
             ``teacher(*args, **kwargs)``.
@@ -69,7 +70,7 @@ class Distiller:
         self._warn = warn
         self._active = False
         self._maps: dict[str, deque[tuple[Tensor, int]]] = defaultdict(deque)
-        self._pairs: list[tuple[str, Tensor, int, Tensor, int]] = []
+        self._taken: list[tuple[tuple[str, str], Tensor, int, Tensor]] = []
         self._overwritten: set[str] = set()
         self._losses: dict[tuple[str, str], Tensor] = {}
         self._left_out: set[str] = set()
@@ -160,30 +161,22 @@ class Distiller:
                 self._run_teacher(self.teacher, args, kwargs)
 
     def _stop(self, student: nn.Module, args: tuple, output: Any) -> None:
-        pairs, self._pairs = self._pairs, []
+        taken, self._taken = self._taken, []
         active, self._active = self._active, False
         self._maps.clear()
         # None: the forward raised an error.
         if not active or output is None:
             return
-        for name, output, version, teacher_map, axis in pairs:
+        for key, output, version, loss in taken:
+            name = key[1]
             if output._version != version:
                 self._overwritten.add(name)
                 self._leave_out(
                     name, 'its output was changed in place after it; from '
                     'the next iteration on it is cloned')
                 continue
-            for criterion in self.criteria:
-                if criterion.last_layer_only and name != self._last:
-                    continue
-                try:
-                    loss = criterion(output, teacher_map, axis)
-                except ValueError as error:
-                    raise ValueError(
-                        f'distillation of {name}: {error}') from error
-                key = (criterion.label, name)
-                past = self._losses.get(key)
-                self._losses[key] = loss if past is None else past + loss
+            past = self._losses.get(key)
+            self._losses[key] = loss if past is None else past + loss
 
     def _find_overwritten(self) -> bool:
         """Whether new layers turned up whose output is changed in place.
@@ -199,36 +192,66 @@ class Distiller:
         self._overwritten |= found
         return bool(found)
 
-    def _own(self, name: str, output: Tensor) -> Tensor:
-        return output.clone() if name in self._overwritten else output
-
     def _keep(self, name: str) -> Callable:
 
         def keep(layer: nn.Module, args: tuple, output: Tensor) -> None:
             if self._active:
-                output = self._own(name, _values(output))
+                output = _values(output)
+                if name in self._overwritten:
+                    output = output.clone()
                 self._maps[name].append((output, output._version))
 
         return keep
 
     def _compare(self, name: str) -> Callable:
 
-        def compare(layer: nn.Module, args: tuple, output: Tensor) -> None:
+        def compare(layer: nn.Module, args: tuple,
+                    output: Any) -> Tensor | None:
             if not self._active:
-                return
+                return None
             if not torch.is_grad_enabled():
                 self._leave_out(name, 'it runs without gradient (no_grad, or '
                                 'reentrant activation checkpointing)')
-                return
+                return None
             if not self._maps[name]:
                 self._leave_out(name, 'the teacher did not call it')
-                return
+                return None
             teacher_map, _ = self._maps[name].popleft()
-            output = self._own(name, _values(output))
-            self._pairs.append((name, output, output._version, teacher_map,
-                                layer.channel_axis))
+            try:
+                return self._take(name, output, teacher_map,
+                                  layer.channel_axis)
+            except ValueError as error:
+                raise ValueError(f'distillation of {name}: {error}') from error
 
         return compare
+
+    def _take(self, name: str, output: Any, teacher_map: Tensor,
+              axis: int) -> Tensor | None:
+        """Take one call's losses; what the model goes on with, if other."""
+        values, out = _values(output), None
+        cloned = name in self._overwritten
+        criteria = [
+            criterion for criterion in self.criteria
+            if name == self._last or not criterion.last_layer_only
+        ]
+        tapped = [
+            criterion for criterion in criteria
+            if values is output and hasattr(criterion, 'tap')
+        ]
+        losses = []
+        for criterion in tapped:
+            out, loss = criterion.tap(values if out is None else out,
+                                      teacher_map, axis)
+            losses.append((criterion, loss))
+        if cloned and tapped:
+            out = out.clone()
+        elif cloned:
+            values = values.clone()
+        losses += [(criterion, criterion(values, teacher_map, axis))
+                   for criterion in criteria if criterion not in tapped]
+        self._taken += [((criterion.label, name), values, values._version,
+                         loss) for criterion, loss in losses]
+        return out
 
     def _leave_out(self, name: str, why: str) -> None:
         if name not in self._left_out:
