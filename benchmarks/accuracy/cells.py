@@ -8,7 +8,7 @@ from dataclasses import dataclass
 SEEDS = (0, 1, 2)
 BITS = ('w4a4', 'w2a4', 'w2a2')
 # From a model to its epochs: of the teacher, and again of the student.
-EPOCHS = dict(resnet=40, mobilenet=20)
+EPOCHS = dict(resnet=40, wide=40, mobilenet=20)
 MODELS = tuple(EPOCHS)
 ABLATION = ('lsq', 'sfp', 'csd', 'fpq')
 RIVALS = ('kd', 'lsq_plus', 'pact', 'lsq_sam', 'torch_ao', 'weight_noise',
@@ -89,7 +89,11 @@ def grid() -> Iterator[Cell]:
     A cell may come twice: the second time its record is there.
     """
     r, m = ('resnet', ), ('mobilenet', )
+    w = ('wide', )
+    for method in ('lsq', 'fpq', 'csd', 'sfp'):
+        yield Cell('wide', method, 'w2a4', 0)
     yield from _cells(r, (*ABLATION, 'kd'), ('w2a4', ))
+    yield from _cells(w, (*ABLATION, 'kd', 'fpq lambda=0.1'), ('w2a4', ))
     yield from _cells(r, ('fpq lambda=0.1', 'sfp p=0.5'), ('w2a4', ))
     yield from _cells(r, ('lsq', 'fpq'), ('w2a2', 'w4a4'))
     yield from _cells(m, ('lsq', 'fpq'), ('w2a4', ))

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BASES = ROOT / 'mm_configs/_base_'
 MODEL_FILES = dict(
     resnet='resnet_thin_fashion_mnist.py',
+    wide='resnet_wide_fashion_mnist.py',
     mobilenet='mobilenet_v2_fashion_mnist.py')
 FP_LR = 0.1
 _number = itertools.count()
