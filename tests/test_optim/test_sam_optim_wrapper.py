@@ -1,6 +1,8 @@
 """SAM in MMEngine's loop against its two steps written out."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -113,3 +115,13 @@ def test_scales_take_part_and_a_resumed_state_goes_on():
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         SAMOptimWrapper(optimizer=sgd(Net()), **options)
+
+
+def test_without_its_library_the_error_names_the_extra():
+    """In a Python that finds no pytorch_optimizer."""
+    code = ('import sys; sys.modules["pytorch_optimizer"] = None\n'
+            'import fpq_plugin.optim')
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True,
+                         text=True)
+    assert run.returncode != 0
+    assert "pip install 'fpq-openmmlab[sam]'" in run.stderr
