@@ -88,24 +88,19 @@ def grid() -> Iterator[Cell]:
 
     A cell may come twice: the second time its record is there.
     """
-    r, m = ('resnet', ), ('mobilenet', )
-    w = ('wide', )
-    for method in ('lsq', 'fpq', 'csd', 'sfp'):
-        yield Cell('wide', method, 'w2a4', 0)
-    yield from _cells(r, (*ABLATION, 'kd'), ('w2a4', ))
-    yield from _cells(w, (*ABLATION, 'kd', 'fpq lambda=0.1'), ('w2a4', ))
-    yield from _cells(r, ('fpq lambda=0.1', 'sfp p=0.5'), ('w2a4', ))
-    yield from _cells(r, ('lsq', 'fpq'), ('w2a2', 'w4a4'))
-    yield from _cells(m, ('lsq', 'fpq'), ('w2a4', ))
-    yield from _cells(r, ('lsq_plus', 'pact'), ('w2a4', ))
-    yield from _cells(r, ('fpq p=0.5', 'fpq p=1.0', 'fpq annealed'),
-                      ('w2a4', ))
-    yield from _cells(r, ('kd', ), ('w2a2', 'w4a4'))
-    yield from _cells(m, ('kd', 'fpq lambda=0.1'), ('w2a4', ))
-    yield from _cells(m, ('lsq', 'fpq', 'kd'), ('w2a2', 'w4a4'))
-    yield from _cells(r, ('lsq_plus', 'pact'), ('w2a2', 'w4a4'))
-    yield from _cells(r, METHODS, ('w2a4', ))
-    yield from _cells(m, ('lsq_plus', 'pact'), BITS)
+    wide, thin, mobile = (('wide', ), ('resnet', ), ('mobilenet', ))
+    yield from _cells(wide, ('lsq', 'fpq', 'csd', 'sfp'), ('w2a4', ))
+    yield from _cells(wide, ('lsq', 'fpq'), ('w2a2', 'w4a4'))
+    yield from _cells(wide, ('kd', 'lsq_plus', 'pact'), ('w2a4', ))
+    yield from _cells(mobile, ('lsq', 'fpq'), ('w2a4', ))
+    yield from _cells(thin, (*ABLATION, 'fpq lambda=0.1'), ('w2a4', ))
+    sweep = [name for name in METHODS if name.startswith('fpq p=')]
+    yield from _cells(wide, sweep, ('w2a4', ))
+    yield from _cells(mobile, ('kd', 'fpq lambda=0.1'), ('w2a4', ))
+    methods = ('kd', 'lsq_plus', 'pact')
+    yield from _cells(wide, methods, ('w2a2', 'w4a4'))
+    yield from _cells(mobile, ('lsq', 'fpq', *methods), BITS)
+    yield from _cells(wide, METHODS, ('w2a4', ))
 
 
 def _cells(models: Iterable[str], methods: Iterable[str],

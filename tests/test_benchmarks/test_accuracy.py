@@ -28,13 +28,13 @@ def bench():
 def test_the_grid_has_the_papers_tables(bench):
     cells = set(bench.cells.grid())
     for seed in (0, 1, 2):
-        for model in ('resnet', 'mobilenet'):
+        for model in ('wide', 'mobilenet'):
             for bits in ('w4a4', 'w2a4', 'w2a2'):
                 for method in ('lsq', 'lsq_plus', 'pact', 'kd', 'fpq'):
                     assert bench.cells.Cell(model, method, bits,
                                             seed) in cells
         for method in ('lsq', 'sfp', 'csd', 'fpq', 'fpq p=0.3', 'fpq p=1.0'):
-            assert bench.cells.Cell('resnet', method, 'w2a4', seed) in cells
+            assert bench.cells.Cell('wide', method, 'w2a4', seed) in cells
 
 
 def test_names_of_cells_are_read_back_and_checked(bench):
