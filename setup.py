@@ -28,6 +28,7 @@ BREVITAS = [
     # What Brevitas's own exports to ONNX need.
     'onnxoptimizer>=0.3.13,<0.5',
 ] + EXPORT
+SAM = ['pytorch_optimizer>=4.1,<5']
 DEV = [
     'mmcv-lite>=2.2.0', 'pytest', 'hypothesis', 'scikit-learn', 'matplotlib',
     'ruff'
@@ -49,7 +50,8 @@ setup(
         mmpretrain=MMPRETRAIN,
         brevitas=BREVITAS,
         export=EXPORT,
-        dev=MMPRETRAIN + BREVITAS + DEV),
+        sam=SAM,
+        dev=MMPRETRAIN + BREVITAS + SAM + DEV),
     classifiers=[
         'License :: OSI Approved :: Apache Software License',
         'Programming Language :: Python :: 3',

@@ -27,6 +27,9 @@ SFP = dict(type='StochasticFeaturePerturbation', p=0.1)
 class NaiveCSD(nn.Module):
     """CSD as one would first write it: standardized copies, autograd."""
 
+    label = 'csd'
+    last_layer_only = False
+
     def forward(self, student: Tensor, teacher: Tensor,
                 channel_axis: int) -> Tensor:
         """Mean squared difference of the standardized maps."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,8 +28,10 @@ class Distiller:
     Args:
         student (nn.Module): A converted model.
         teacher (nn.Module): The full-precision model with the same names.
-        criterion (nn.Module): The loss of one layer: has
-            :meth:`CSDLoss.tap`, or is called as :class:`CSDLoss` is.
+        criterion (nn.Module | Sequence[nn.Module]): The loss of one layer,
+            or several that are added up. Each has :meth:`CSDLoss.tap`, or is
+            called as :class:`CSDLoss` is, and has its ``label`` and
+            ``last_layer_only``.
         run_teacher (Callable, optional): Called as ``run_teacher(teacher,
             args, kwargs)`` with the student's arguments. Defaults to None:
             ``teacher(*args, **kwargs)``.
@@ -56,27 +58,31 @@ class Distiller:
     def __init__(self,
                  student: nn.Module,
                  teacher: nn.Module,
-                 criterion: nn.Module,
+                 criterion: nn.Module | Sequence[nn.Module],
                  run_teacher: Callable[[nn.Module, tuple, dict], Any]
                  | None = None,
                  condition: Callable[[dict], bool] | None = None,
                  warn: Callable[[str], Any] = warnings.warn) -> None:
         self.teacher = teacher
-        self.criterion = criterion
+        self.criteria = ([criterion] if isinstance(criterion, nn.Module) else
+                         list(criterion))
         self._run_teacher = run_teacher or _call
         self._condition = condition
         self._warn = warn
         self._active = False
         self._maps: dict[str, deque[tuple[Tensor, int]]] = defaultdict(deque)
-        self._taken: list[tuple[str, Tensor, int, Tensor]] = []
+        self._taken: list[tuple[tuple[str, str], Tensor, int, Tensor]] = []
         self._overwritten: set[str] = set()
-        self._losses: dict[str, Tensor] = {}
+        self._losses: dict[tuple[str, str], Tensor] = {}
         self._left_out: set[str] = set()
 
         layers = quantized_layers(student)
         if not layers:
             raise ValueError('the student has no quantized layer: call '
                              'convert(student) first')
+        self._last = list(layers)[-1]
+        if all(criterion.last_layer_only for criterion in self.criteria):
+            layers = {self._last: layers[self._last]}
         known = dict(teacher.named_modules())
         missing = [name for name in layers if name not in known]
         if missing:
@@ -95,19 +101,35 @@ class Distiller:
             ]
 
     def loss(self) -> Tensor:
-        """L_CSD of the student's last distilled forward, a scalar.
+        """The losses' sum in the student's last distilled forward, a scalar.
 
         Raises:
             RuntimeError: If there was none, or no layer was compared in it.
         """
-        if not self._losses:
-            raise RuntimeError('no layer was distilled yet: was the student '
-                               'called in training mode?')
+        self._require_losses()
         return torch.stack(list(self._losses.values())).sum()
+
+    def losses(self) -> dict[str, Tensor]:
+        """Each criterion's part of :meth:`loss`, by its ``label``.
+
+        Raises:
+            RuntimeError: As :meth:`loss`.
+        """
+        self._require_losses()
+        parts = defaultdict(list)
+        for (label, _), loss in self._losses.items():
+            parts[label].append(loss)
+        return {
+            label: torch.stack(part).sum()
+            for label, part in parts.items()
+        }
 
     def layer_losses(self) -> dict[str, Tensor]:
         """Each distilled layer's part of :meth:`loss`, by layer name."""
-        return {name: loss.detach() for name, loss in self._losses.items()}
+        parts: dict[str, Tensor] = {}
+        for (_, name), loss in self._losses.items():
+            parts[name] = parts.get(name, 0) + loss.detach()
+        return parts
 
     def detach(self) -> None:
         """Remove all hooks and let the teacher and the losses go."""
@@ -116,6 +138,11 @@ class Distiller:
         self._losses = {}
         self._maps.clear()
         del self.teacher
+
+    def _require_losses(self) -> None:
+        if not self._losses:
+            raise RuntimeError('no layer was distilled yet: was the student '
+                               'called in training mode?')
 
     def has_loss(self) -> bool:
         """Whether the last training forward compared any layer."""
@@ -141,15 +168,16 @@ class Distiller:
         # None: the forward raised an error.
         if not active or output is None:
             return
-        for name, output, version, loss in taken:
+        for key, output, version, loss in taken:
+            name = key[1]
             if _version(output) != version:
                 self._overwritten.add(name)
                 self._leave_out(
                     name, 'its output was changed in place after it; from '
                     'the next iteration on it is cloned')
                 continue
-            past = self._losses.get(name)
-            self._losses[name] = loss if past is None else past + loss
+            past = self._losses.get(key)
+            self._losses[key] = loss if past is None else past + loss
 
     def _find_overwritten(self) -> bool:
         """Whether new layers turned up whose output is changed in place.
@@ -202,16 +230,30 @@ class Distiller:
 
     def _take(self, name: str, output: Any, teacher_map: Tensor,
               axis: int) -> Tensor | None:
-        """Take one call's loss; what the model is to go on with, if other."""
-        values = _values(output)
+        """Take one call's losses; what the model goes on with, if other."""
+        values, out = _values(output), None
         cloned = name in self._overwritten
-        if values is output and hasattr(self.criterion, 'tap'):
-            out, loss = self.criterion.tap(values, teacher_map, axis)
-            out = out.clone() if cloned else out
-        else:
-            out, values = None, values.clone() if cloned else values
-            loss = self.criterion(values, teacher_map, axis)
-        self._taken.append((name, values, _version(values), loss))
+        criteria = [
+            criterion for criterion in self.criteria
+            if name == self._last or not criterion.last_layer_only
+        ]
+        tapped = [
+            criterion for criterion in criteria
+            if values is output and hasattr(criterion, 'tap')
+        ]
+        losses = []
+        for criterion in tapped:
+            out, loss = criterion.tap(values if out is None else out,
+                                      teacher_map, axis)
+            losses.append((criterion, loss))
+        if cloned and tapped:
+            out = out.clone()
+        elif cloned:
+            values = values.clone()
+        losses += [(criterion, criterion(values, teacher_map, axis))
+                   for criterion in criteria if criterion not in tapped]
+        self._taken += [((criterion.label, name), values, _version(values),
+                         loss) for criterion, loss in losses]
         return out
 
     def _leave_out(self, name: str, why: str) -> None:

@@ -32,7 +32,12 @@ class StochasticFeaturePerturbation(nn.Module):
 
     Raises:
         ValueError: If ``p``, ``where`` or ``granularity`` is none of these.
+
+    Attributes:
+        of_weight (bool): Whether it perturbs the weight, not the feature.
     """
+
+    of_weight = False
 
     def __init__(self,
                  p: float = 0.1,

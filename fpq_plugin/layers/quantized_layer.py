@@ -61,17 +61,19 @@ class QuantizedLayer(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight
-        if self.weight_quantizer is not None:
-            weight = self.weight_quantizer(weight)
+        weight = self._quantized(self.weight, self.weight_quantizer, True)
         return self.op(self.quantized_input(x), weight)
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """The tensor that enters the operation: quantized and perturbed."""
-        quantizer, perturbation = self.input_quantizer, self.perturbation
+        return self._quantized(x, self.input_quantizer, False)
+
+    def _quantized(self, x: Tensor, quantizer: nn.Module | None,
+                   of_weight: bool) -> Tensor:
         if quantizer is None:
             return x
-        if perturbation is None:
+        perturbation = self.perturbation
+        if perturbation is None or perturbation.of_weight != of_weight:
             return quantizer(x)
         return perturbation(x, quantizer)
 

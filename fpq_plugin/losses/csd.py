@@ -43,6 +43,9 @@ class CSDLoss(nn.Module):
         True
     """
 
+    label = 'csd'
+    last_layer_only = False
+
     def __init__(self,
                  loss_weight: float = 1.0,
                  reduction: str = 'mean',

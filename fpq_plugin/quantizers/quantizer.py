@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from mmengine.dist import get_world_size
@@ -35,6 +37,10 @@ class Quantizer(ABC, nn.Module):
             batch, as features do and weights do not. Defaults to False.
         micro_batches (int): Forwards that one optimizer step sums up, with
             gradient accumulation. Defaults to 1.
+        weight_decay (Mapping[str, float]): From the name of a learned
+            parameter to its weight decay; 0 for those not named.
+        for_weights_only (bool): Whether features must not be quantized by
+            it. Defaults to False.
 
     Raises:
         ValueError: If ``bits`` is not an integer of 2 to 8.
@@ -42,6 +48,8 @@ class Quantizer(ABC, nn.Module):
 
     over_batch = False
     micro_batches = 1
+    weight_decay: Mapping[str, float] = MappingProxyType({})
+    for_weights_only = False
 
     def __init__(self,
                  bits: int,
