@@ -13,7 +13,7 @@ from .convert import convert, to_float
 from .distill import Distiller
 from .hooks import FPQHook
 from .inference import load_model
-from .layers import QuantizedLayer, register_layer
+from .layers import QuantizedLayer, register_layer, register_weight_reader
 from .losses import CSDLoss
 from .param_groups import param_groups
 from .perturb import StochasticFeaturePerturbation
@@ -28,5 +28,5 @@ __all__ = [
     'QuantizedLayer', 'Quantizer', 'StochasticFeaturePerturbation',
     '__version__',
     'calibrate', 'convert', 'load_model', 'param_groups', 'register_layer',
-    'to_float'
+    'register_weight_reader', 'to_float'
 ]

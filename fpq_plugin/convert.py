@@ -15,6 +15,8 @@ from .layers import (
     quantizable_types,
     quantized_layers,
     quantized_type,
+    route,
+    unroute,
 )
 from .noise_clock import NoiseClock
 from .options import OFF_BITS, build, refuse_unknown, resolve
@@ -126,6 +128,21 @@ def convert(model: nn.Module,
     target = get_backend(backend)
     if quantized_layers(model):
         raise ValueError('the model is quantized already')
+    route(model)
+    try:
+        whys = _convert(model, dict(weight=weight, activation=activation,
+                                    perturbation=perturbation),
+                        first_last_bits, skip, overrides, target)
+    except Exception:
+        unroute(model)
+        raise
+    return _table(model, whys)
+
+
+def _convert(model: nn.Module, base: dict[str, Any],
+             first_last_bits: int | None, skip: Sequence[str],
+             overrides: Mapping[str, dict], target: Backend) -> dict[str, str]:
+    """Swap the layers; the reason for each one's bits."""
     layers = {
         name: module
         for name, module in model.named_modules()
@@ -140,9 +157,7 @@ def convert(model: nn.Module,
     refuse_unmatched('skip', skip, list(layers))
     refuse_unmatched('overrides', overrides, list(layers))
 
-    plans = _plan(layers, dict(weight=weight, activation=activation,
-                               perturbation=perturbation),
-                  first_last_bits, skip, overrides, target)
+    plans = _plan(layers, base, first_last_bits, skip, overrides, target)
     if not any(plan['weight'] or plan['activation']
                for plan, _ in plans.values()):
         raise ValueError('nothing to quantize: skip and overrides leave out '
@@ -159,7 +174,7 @@ def convert(model: nn.Module,
         quantized_type(layers[name], target).swap(layers[name], *parts)
     if any(parts[2] is not None for parts in built.values()):
         model.register_forward_pre_hook(clock.tick)
-    return _table(model, {name: why for name, (_, why) in plans.items()})
+    return {name: why for name, (_, why) in plans.items()}
 
 
 def to_float(model: nn.Module) -> nn.Module:
@@ -178,6 +193,7 @@ def to_float(model: nn.Module) -> nn.Module:
                 del model._forward_pre_hooks[handle]
     for layer in quantized_layers(model).values():
         layer.unswap()
+    unroute(model)
     return model
 
 
@@ -264,8 +280,9 @@ def _build(name: str, layer: nn.Module, plan: dict[str, Any],
         return build(f'{key} of {name}', plan[key], backend.registry(key),
                      **defaults)
 
-    weight = part('weight', symmetric=True, per_channel=True, ch_axis=0,
-                  num_channels=layer.weight.shape[0])
+    axis = quantized_type(layer, backend).weight_axis
+    weight = part('weight', symmetric=True, per_channel=True, ch_axis=axis,
+                  num_channels=layer.weight.shape[axis])
     activation = part('activation')
     if getattr(activation, 'is_per_channel', False):
         raise ValueError(f'activation of {name}: per_channel is for weights; '

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layers import quantized_layers
+from .layers import quantized_layers, route, unroute
 from .losses import CSDLoss
 
 
@@ -71,12 +71,14 @@ class Distiller:
         self._pairs: list[tuple[str, Tensor, int, Tensor, int]] = []
         self._overwritten: set[str] = set()
         self._losses: dict[str, Tensor] = {}
+        self._unmatched: set[str] = set()
         self._left_out: set[str] = set()
 
         layers = quantized_layers(student)
         if not layers:
             raise ValueError('the student has no quantized layer: call '
                              'convert(student) first')
+        route(teacher)
         known = dict(teacher.named_modules())
         missing = [name for name in layers if name not in known]
         if missing:
@@ -115,6 +117,7 @@ class Distiller:
             handle.remove()
         self._losses = {}
         self._maps.clear()
+        unroute(self.teacher)
         del self.teacher
 
     def has_loss(self) -> bool:
@@ -137,10 +140,18 @@ class Distiller:
     def _stop(self, student: nn.Module, args: tuple, output: Any) -> None:
         pairs, self._pairs = self._pairs, []
         active, self._active = self._active, False
+        more = {name for name, maps in self._maps.items() if maps}
         self._maps.clear()
         # None: the forward raised an error.
         if not active or output is None:
             return
+        for name in more:
+            called = any(pair[0] == name for pair in pairs)
+            self._leave_out(name, 'the student called it less often'
+                            if called else 'the student did not call it')
+        for name in self._unmatched | more:
+            pairs = [pair for pair in pairs if pair[0] != name]
+        self._unmatched.clear()
         for name, output, version, teacher_map, axis in pairs:
             if output._version != version:
                 self._overwritten.add(name)
@@ -148,10 +159,12 @@ class Distiller:
                     name, 'its output was changed in place after it; from '
                     'the next iteration on it is cloned')
                 continue
-            try:
-                loss = self.criterion(output, teacher_map, axis)
-            except ValueError as error:
-                raise ValueError(f'distillation of {name}: {error}') from error
+            if output.shape != teacher_map.shape:
+                self._leave_out(
+                    name, f'its output has shape {tuple(output.shape)} and '
+                    f"the teacher's {tuple(teacher_map.shape)}")
+                continue
+            loss = self.criterion(output, teacher_map, axis)
             past = self._losses.get(name)
             self._losses[name] = loss if past is None else past + loss
 
@@ -191,7 +204,10 @@ class Distiller:
                                 'reentrant activation checkpointing)')
                 return
             if not self._maps[name]:
-                self._leave_out(name, 'the teacher did not call it')
+                self._unmatched.add(name)
+                called = any(pair[0] == name for pair in self._pairs)
+                self._leave_out(name, 'the teacher called it less often'
+                                if called else 'the teacher did not call it')
                 return
             teacher_map, _ = self._maps[name].popleft()
             output = self._own(name, _values(output))

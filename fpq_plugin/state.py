@@ -121,7 +121,7 @@ def refuse_other_quantization(model: nn.Module, state: Mapping[str, Tensor],
                          f'scales. {mend}')
     absent = [
         name for name, layer in quantized_layers(model).items()
-        if f'{name}.weight' not in state
+        if 'weight' in layer._parameters and f'{name}.weight' not in state
     ]
     if absent:
         raise ValueError(f'{what} is of another model: it has no '

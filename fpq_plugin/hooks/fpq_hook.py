@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from ..calibrate import calibrate, uninitialized
+from ..calibrate import calibrate, leave_uncalled, uninitialized
 from ..calibration_data import calibration_batches, same_randomness
 from ..convert import (
     DEFAULT_ACTIVATION,
@@ -260,6 +260,7 @@ class FPQHook(Hook):
             self._run_teacher.settle(runner, model)
         if uninitialized(model):
             self._calibrate(runner, model)
+        self._tell_uncalled(runner, model)
         self._count_micro_batches(runner, model)
         self._clock = noise_clock(model)
         if self._clock is not None:
@@ -289,21 +290,34 @@ class FPQHook(Hook):
         runner.logger.info(f'FPQ calibrates on {self.num_images} training '
                            'images')
         if is_main_process():
-            with same_randomness():
-                calibrate(
-                    model,
-                    calibration_batches(
-                        runner.train_dataloader,
-                        self.num_images,
-                        runner.seed or 0,
-                        progress=True),
-                    forward=_forward_batch,
-                    warn=_refuse_unreached)
-        for module in model.modules():
-            if isinstance(module, Quantizer):
-                for tensor in module.state_dict().values():
-                    broadcast(tensor)
+            self._observe(runner, model, _forward_batch)
+        _broadcast_quantizers(model)
+        if uninitialized(model):
+            # Auxiliary heads and the like. On all ranks, since a loss may
+            # hold collectives; rank 0's result counts.
+            self._observe(runner, model, _forward_loss, training=True)
+            _broadcast_quantizers(model)
         runner.logger.info(f'FPQ calibrated in {time.time() - start:.1f} s')
+
+    def _observe(self, runner: Runner, model: nn.Module, forward: Callable,
+                 training: bool = False) -> None:
+        batches = calibration_batches(
+            runner.train_dataloader,
+            self.num_images,
+            runner.seed or 0,
+            progress=is_main_process())
+        with same_randomness():
+            calibrate(model, batches, forward, lambda _: None, training)
+
+    def _tell_uncalled(self, runner: Runner, model: nn.Module) -> None:
+        """Leave float, and name, the layers that no forward calls."""
+        names = leave_uncalled(model)
+        self._table = self._table.left_float(names, 'no forward calls it')
+        if names:
+            runner.logger.warning(
+                'FPQ leaves float the layers that no forward calls: '
+                f'{", ".join(names)}. (If a forward uses their weights '
+                'instead, register_weight_reader mends it.)')
 
     # -- iterations -------------------------------------------------------
 
@@ -434,15 +448,21 @@ def _wrappers(optim_wrapper: OptimWrapper) -> list[OptimWrapper]:
     return [optim_wrapper]
 
 
-def _refuse_unreached(message: str) -> None:
-    # Their scales would be unused in DDP and missing in the checkpoint.
-    raise ValueError(f'{message}. Put layers that the model does not call '
-                     'into skip=[...].')
+def _broadcast_quantizers(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, Quantizer):
+            for tensor in module.state_dict().values():
+                broadcast(tensor)
 
 
 def _forward_batch(model: nn.Module, batch: Any) -> Any:
     data = model.data_preprocessor(batch, False)
     return model._run_forward(data, mode='tensor')
+
+
+def _forward_loss(model: nn.Module, batch: Any) -> Any:
+    data = model.data_preprocessor(batch, True)
+    return model._run_forward(data, mode='loss')
 
 
 def _run_tensor_mode(teacher: nn.Module, args: tuple, kwargs: dict) -> Any:

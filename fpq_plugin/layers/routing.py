@@ -1,0 +1,152 @@
+"""Modules that compute with a layer's weight instead of calling the layer.
+
+``F.linear(x, self.qkv.weight, bias)`` in a module's forward passes the layer
+``qkv`` by, and with it its quantizers and its forward hooks. In a *routed*
+module such a call becomes ``self.qkv(x)``, in student and teacher alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+_READERS = {
+    'mmpretrain.models.utils.attention.BEiTAttention',
+    'mmpretrain.models.utils.attention.CrossMultiheadAttention',
+    'mmpretrain.models.utils.attention.WindowMSAV2',
+}
+_MADE: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def register_weight_reader(kind: type[nn.Module]) -> type[nn.Module]:
+    """Class decorator: the forward uses its linear layers' weights itself.
+
+    Calls ``F.linear(x, self.<layer>.weight, ...)`` in the forward of such a
+    module, or of a subclass, then are calls of the layer, so that it is
+    quantized and distilled.
+
+    Args:
+        kind (type): The module's class.
+
+    Returns:
+        type: The same class.
+
+    Examples:
+        >>> import torch
+        >>> from fpq_plugin import convert, register_weight_reader
+        >>> @register_weight_reader
+        ... class Tied(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.encode = torch.nn.Linear(8, 4)
+        ...     def forward(self, x):
+        ...         return torch.nn.functional.linear(
+        ...             x, self.encode.weight)
+        >>> model = Tied()
+        >>> table = convert(model)
+    """
+    _READERS.add(_path(kind))
+    return kind
+
+
+class RoutedModule(nn.Module):
+    """A module whose reads of its layers' weights are calls of the layers.
+
+    Attributes:
+        unrouted_type (type): The class before :func:`route`.
+    """
+
+    unrouted_type: type[nn.Module]
+
+    @classmethod
+    def enter(cls, module: nn.Module) -> None:
+        """Make ``module`` routed, in place."""
+        module.__class__ = cls
+
+    def leave(self) -> None:
+        """Make the module what it was."""
+        self.__class__ = self.unrouted_type
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with _CallLayers(self):
+            return self.unrouted_type.forward(self, *args, **kwargs)
+
+
+class _CallLayers(TorchFunctionMode):
+    """``F.linear`` with a child layer's weight is a call of that layer."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.layers = {
+            id(child.weight): child
+            for child in module.children()
+            if isinstance(getattr(child, 'weight', None), nn.Parameter)
+        }
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is F.linear:
+            return self._linear(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _linear(self,
+                input: Tensor,
+                weight: Tensor,
+                bias: Tensor | None = None) -> Tensor:
+        layer = self.layers.get(id(weight))
+        if layer is None:
+            return F.linear(input, weight, bias)
+        out = layer(input)
+        if bias is layer.bias:
+            return out
+        if layer.bias is not None:
+            out = out - layer.bias
+        return out if bias is None else out + bias
+
+
+def route(model: nn.Module) -> None:
+    """Route every module of the model that needs it, in place."""
+    for module in list(model.modules()):
+        routed = _routed_type(type(module))
+        if routed is not None:
+            routed.enter(module)
+
+
+def unroute(model: nn.Module) -> None:
+    """Undo :func:`route`."""
+    for module in list(model.modules()):
+        if isinstance(module, RoutedModule):
+            module.leave()
+
+
+def register_routed(kind: type[nn.Module]) -> Callable:
+    """Class decorator: modules of type ``kind`` are routed by the class."""
+
+    def register(cls: type[RoutedModule]) -> type[RoutedModule]:
+        cls.unrouted_type = kind
+        _MADE[kind] = cls
+        return cls
+
+    return register
+
+
+def _routed_type(kind: type[nn.Module]) -> type[RoutedModule] | None:
+    if kind not in _MADE:
+        if issubclass(kind, RoutedModule) or not any(
+                _path(base) in _READERS for base in kind.__mro__):
+            return None
+        _MADE[kind] = type(
+            f'Routed{kind.__name__}', (RoutedModule, kind),
+            dict(
+                __doc__=f'``{kind.__name__}``, routed.',
+                __module__=__name__,
+                unrouted_type=kind))
+    return _MADE[kind]
+
+
+def _path(kind: type) -> str:
+    return f'{kind.__module__}.{kind.__qualname__}'
