@@ -72,7 +72,7 @@ class Distiller:
         self._overwritten: set[str] = set()
         self._losses: dict[str, Tensor] = {}
         self._unmatched: set[str] = set()
-        self._left_out: set[str] = set()
+        self._left_out: dict[str, str] = {}
 
         layers = quantized_layers(student)
         if not layers:
@@ -110,6 +110,10 @@ class Distiller:
     def layer_losses(self) -> dict[str, Tensor]:
         """Each distilled layer's part of :meth:`loss`, by layer name."""
         return {name: loss.detach() for name, loss in self._losses.items()}
+
+    def left_out(self) -> dict[str, str]:
+        """Names of layers that could not be distilled, with the reason."""
+        return dict(self._left_out)
 
     def detach(self) -> None:
         """Remove all hooks and let the teacher and the losses go."""
@@ -218,7 +222,7 @@ class Distiller:
 
     def _leave_out(self, name: str, why: str) -> None:
         if name not in self._left_out:
-            self._left_out.add(name)
+            self._left_out[name] = why
             self._warn(f'distillation leaves out {name}: {why}')
 
 

@@ -86,6 +86,28 @@ class _CallLayers(TorchFunctionMode):
             for child in module.children()
             if isinstance(getattr(child, 'weight', None), nn.Parameter)
         }
+        self.running: list[nn.Module] = []
+        self.handles: list[Any] = []
+
+    def __enter__(self):
+        # A float layer's own forward reads its weight too.
+        for layer in self.layers.values():
+            self.handles += [
+                layer.register_forward_pre_hook(self._start),
+                layer.register_forward_hook(self._stop),
+            ]
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        for handle in self.handles:
+            handle.remove()
+        return super().__exit__(*error)
+
+    def _start(self, layer: nn.Module, args: tuple) -> None:
+        self.running.append(layer)
+
+    def _stop(self, layer: nn.Module, args: tuple, output: Any) -> None:
+        self.running.remove(layer)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -98,7 +120,7 @@ class _CallLayers(TorchFunctionMode):
                 weight: Tensor,
                 bias: Tensor | None = None) -> Tensor:
         layer = self.layers.get(id(weight))
-        if layer is None:
+        if layer is None or layer in self.running:
             return F.linear(input, weight, bias)
         out = layer(input)
         if bias is layer.bias:
