@@ -13,7 +13,12 @@ from .convert import convert, to_float
 from .distill import Distiller
 from .hooks import FPQHook
 from .inference import load_model
-from .layers import QuantizedLayer, register_layer, register_weight_reader
+from .layers import (
+                     QuantizedLayer,
+                     register_attention,
+                     register_layer,
+                     register_weight_reader,
+)
 from .losses import CSDLoss
 from .param_groups import param_groups
 from .perturb import StochasticFeaturePerturbation
@@ -27,6 +32,7 @@ __all__ = [
     'BaseFakeQuantize', 'CSDLoss', 'Distiller', 'FPQHook', 'LSQFakeQuantize',
     'QuantizedLayer', 'Quantizer', 'StochasticFeaturePerturbation',
     '__version__',
-    'calibrate', 'convert', 'load_model', 'param_groups', 'register_layer',
+    'calibrate', 'convert', 'load_model', 'param_groups',
+    'register_attention', 'register_layer',
     'register_weight_reader', 'to_float'
 ]

@@ -103,9 +103,9 @@ def leave_uncalled(model: nn.Module) -> list[str]:
             if isinstance(quantizer, Quantizer):
                 quantizer.leave_float()
     return [
-        name for name, layer in quantized_layers(model).items()
-        if any(isinstance(q, Quantizer) and q.is_idle()
-               for q in layer.children())
+        name for name, owner in model.named_modules()
+        if any(isinstance(child, Quantizer) and child.is_idle()
+               for child in owner.children())
     ]
 
 

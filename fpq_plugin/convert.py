@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from .backends import Backend, get_backend
 from .layer_table import LayerRow, LayerTable
 from .layers import (
+    AttentionProducts,
     QuantizedLayer,
     quantizable_types,
     quantized_layers,
     quantized_type,
     route,
+    route_attention,
     unroute,
 )
 from .noise_clock import NoiseClock
@@ -35,7 +37,8 @@ def check_settings(weight: dict | None,
                    first_last_bits: int | None = 8,
                    skip: Sequence[str] = (),
                    overrides: Mapping[str, dict] | None = None,
-                   backend: str = 'torch_ao') -> None:
+                   backend: str = 'torch_ao',
+                   attention: dict | None = None) -> None:
     """Refuse wrong options of :func:`convert`, without a model.
 
     Raises:
@@ -47,6 +50,9 @@ def check_settings(weight: dict | None,
     base = dict(
         weight=weight, activation=activation, perturbation=perturbation)
     _check_parts('', base, target)
+    resolved = resolve('attention', attention, DEFAULT_ACTIVATION['type'])
+    if resolved is not None:
+        build('attention', resolved)
     if first_last_bits not in (None, OFF_BITS):
         _check_parts('first_last_bits: ', dict(
             weight=dict(bits=first_last_bits)), target)
@@ -79,7 +85,8 @@ def convert(model: nn.Module,
             first_last_bits: int | None = 8,
             skip: Sequence[str] = (),
             overrides: Mapping[str, dict] | None = None,
-            backend: str = 'torch_ao') -> LayerTable:
+            backend: str = 'torch_ao',
+            attention: dict | None = None) -> LayerTable:
     """Quantize the model's layers in place.
 
     Layers of the registered types get a weight quantizer (per output
@@ -103,6 +110,9 @@ def convert(model: nn.Module,
             settings above and over ``first_last_bits``; later patterns win.
         backend (str): Whose quantizers and layers: 'torch_ao' or 'brevitas'.
             Defaults to 'torch_ao'.
+        attention (dict, optional): Config of the fake quantizers of the
+            operands of attention's products of activations, q k^T and
+            attn v; ``skip`` holds for them too. Defaults to None, float.
 
     Returns:
         LayerTable: One row for each layer with a weight of two or more axes.
@@ -123,7 +133,7 @@ def convert(model: nn.Module,
         [('0', 8), ('2', 4), ('4', 8)]
     """
     check_settings(weight, activation, perturbation, first_last_bits, skip,
-                   overrides, backend)
+                   overrides, backend, attention)
     overrides = overrides or {}
     target = get_backend(backend)
     if quantized_layers(model):
@@ -133,10 +143,11 @@ def convert(model: nn.Module,
         whys = _convert(model, dict(weight=weight, activation=activation,
                                     perturbation=perturbation),
                         first_last_bits, skip, overrides, target)
+        products = _quantize_attention(model, attention, skip)
     except Exception:
         unroute(model)
         raise
-    return _table(model, whys)
+    return LayerTable(_table(model, whys) + products)
 
 
 def _convert(model: nn.Module, base: dict[str, Any],
@@ -175,6 +186,25 @@ def _convert(model: nn.Module, base: dict[str, Any],
     if any(parts[2] is not None for parts in built.values()):
         model.register_forward_pre_hook(clock.tick)
     return {name: why for name, (_, why) in plans.items()}
+
+
+def _quantize_attention(model: nn.Module, attention: dict | None,
+                        skip: Sequence[str]) -> list[LayerRow]:
+    """Quantizers for the attention modules' products, and their rows."""
+    cfg = resolve('attention', attention, DEFAULT_ACTIVATION['type'])
+    if cfg is None:
+        return []
+
+    def products(name: str) -> AttentionProducts:
+        return AttentionProducts(*(
+            build(f'attention of {name}', cfg) for _ in range(4)))
+
+    names = route_attention(
+        model, lambda name: not any(matches(name, p) for p in skip), products)
+    return [
+        LayerRow(f'{name}.products', 'AttentionProducts', OFF_BITS,
+                 cfg.get('bits', 8), (0, ), 'attention') for name in names
+    ]
 
 
 def to_float(model: nn.Module) -> nn.Module:

@@ -85,6 +85,9 @@ class FPQHook(Hook):
         skip (Sequence[str]): Name patterns of layers that stay float.
         overrides (dict, optional): From name pattern to ``weight``,
             ``activation``, ``perturbation`` settings for those layers.
+        attention (dict, optional): Fake quantizers of the operands of
+            attention's products of activations (q k^T and attn v). Defaults
+            to None: float.
         scale_lr_mult (float): Learning rate of the quantizers' parameters
             over that of the group they would be in. Defaults to 1.0.
 
@@ -108,6 +111,7 @@ class FPQHook(Hook):
                  first_last_bits: int | None = 8,
                  skip: Sequence[str] = (),
                  overrides: dict | None = None,
+                 attention: dict | None = None,
                  scale_lr_mult: float = 1.0,
                  **unknown: Any) -> None:
         refuse_unknown('fpq', unknown, known_options(FPQHook))
@@ -124,7 +128,8 @@ class FPQHook(Hook):
             first_last_bits=first_last_bits,
             skip=skip,
             overrides=overrides,
-            backend=backend)
+            backend=backend,
+            attention=attention)
         check_settings(**self.settings)
         self.active = not is_float(weight, activation, overrides)
         distillation = resolve('distillation', distillation, 'CSDLoss')

@@ -1,8 +1,9 @@
-"""Modules that compute with a layer's weight instead of calling the layer.
+"""Modules whose own computations have to be seen: they become *routed*.
 
 ``F.linear(x, self.qkv.weight, bias)`` in a module's forward passes the layer
-``qkv`` by, and with it its quantizers and its forward hooks. In a *routed*
-module such a call becomes ``self.qkv(x)``, in student and teacher alike.
+``qkv`` by, and with it its quantizers and its forward hooks. In a routed
+module such a call becomes ``self.qkv(x)``, in student and teacher alike. A
+routed attention's products of activations can be quantized too.
 """
 
 from __future__ import annotations
@@ -14,10 +15,40 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from .attention_products import AttentionProducts, ProductCalls
+
 _READERS = {
     'mmpretrain.models.utils.attention.BEiTAttention',
     'mmpretrain.models.utils.attention.CrossMultiheadAttention',
     'mmpretrain.models.utils.attention.WindowMSAV2',
+    'mmseg.models.backbones.beit.BEiTAttention',
+    'torch.nn.modules.activation.MultiheadAttention',
+}
+_ATTENTION = {
+    'mmdet.models.backbones.swin.WindowMSA',
+    'mmpretrain.models.backbones.davit.ChannelAttention',
+    'mmpretrain.models.backbones.davit.DaViTWindowMSA',
+    'mmpretrain.models.backbones.efficientformer.AttentionWithBias',
+    'mmpretrain.models.backbones.hivit.Attention',
+    'mmpretrain.models.backbones.levit.Attention',
+    'mmpretrain.models.backbones.levit.AttentionSubsample',
+    'mmpretrain.models.backbones.mvit.MultiScaleAttention',
+    'mmpretrain.models.backbones.twins.LocallyGroupedSelfAttention',
+    'mmpretrain.models.backbones.vit_eva02.AttentionWithRoPE',
+    'mmpretrain.models.backbones.vit_sam.Attention',
+    'mmpretrain.models.backbones.xcit.ClassAttntion',
+    'mmpretrain.models.backbones.xcit.XCA',
+    'mmpretrain.models.utils.attention.BEiTAttention',
+    'mmpretrain.models.utils.attention.ChannelMultiheadAttention',
+    'mmpretrain.models.utils.attention.CrossMultiheadAttention',
+    'mmpretrain.models.utils.attention.LeAttention',
+    'mmpretrain.models.utils.attention.MultiheadAttention',
+    'mmpretrain.models.utils.attention.WindowMSA',
+    'mmpretrain.models.utils.attention.WindowMSAV2',
+    'mmseg.models.backbones.beit.BEiTAttention',
+    'mmseg.models.backbones.swin.WindowMSA',
+    'mmseg.models.backbones.twins.LocallyGroupedSelfAttention',
+    'torch.nn.modules.activation.MultiheadAttention',
 }
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}
 
@@ -53,11 +84,30 @@ def register_weight_reader(kind: type[nn.Module]) -> type[nn.Module]:
     return kind
 
 
+def register_attention(kind: type[nn.Module]) -> type[nn.Module]:
+    """Class decorator: the forward multiplies activations, as attention does.
+
+    Its first product (``@``, ``torch.matmul``, ``torch.bmm``) of two
+    activations is q k^T, its second attn v, and so on in turn;
+    ``F.scaled_dot_product_attention`` is both. The option ``attention``
+    quantizes their operands.
+
+    Args:
+        kind (type): The module's class.
+
+    Returns:
+        type: The same class.
+    """
+    _ATTENTION.add(_path(kind))
+    return kind
+
+
 class RoutedModule(nn.Module):
     """A module whose reads of its layers' weights are calls of the layers.
 
     Attributes:
         unrouted_type (type): The class before :func:`route`.
+        products (AttentionProducts): Where the products are quantized.
     """
 
     unrouted_type: type[nn.Module]
@@ -69,6 +119,8 @@ class RoutedModule(nn.Module):
 
     def leave(self) -> None:
         """Make the module what it was."""
+        if 'products' in self._modules:
+            del self.products
         self.__class__ = self.unrouted_type
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -86,6 +138,9 @@ class _CallLayers(TorchFunctionMode):
             for child in module.children()
             if isinstance(getattr(child, 'weight', None), nn.Parameter)
         }
+        self.products = None
+        if 'products' in module._modules:
+            self.products = ProductCalls(module.products)
         self.running: list[nn.Module] = []
         self.handles: list[Any] = []
 
@@ -113,6 +168,8 @@ class _CallLayers(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.linear:
             return self._linear(*args, **kwargs)
+        if self.products is not None and self.products.takes(func, args):
+            return self.products(func, args, kwargs)
         return func(*args, **kwargs)
 
     def _linear(self,
@@ -133,9 +190,37 @@ class _CallLayers(TorchFunctionMode):
 def route(model: nn.Module) -> None:
     """Route every module of the model that needs it, in place."""
     for module in list(model.modules()):
-        routed = _routed_type(type(module))
-        if routed is not None:
-            routed.enter(module)
+        kind = type(module)
+        if (not isinstance(module, RoutedModule)
+                and _is_one_of(kind, _READERS)):
+            _routed_type(kind).enter(module)
+
+
+def route_attention(model: nn.Module, chosen: Callable[[str], bool],
+                    build: Callable[[str], AttentionProducts]) -> list[str]:
+    """Route the attention modules, with products to be quantized.
+
+    Args:
+        model (nn.Module): A model after :func:`route`, changed in place.
+        chosen (Callable): Whether to take the module of a name.
+        build (Callable): Makes the quantizers for the module of that name.
+
+    Returns:
+        list[str]: Names of the attention modules.
+    """
+    names = []
+    for name, module in list(model.named_modules()):
+        if not _is_one_of(type(module), _ATTENTION) or not chosen(name):
+            continue
+        parameter = next(module.parameters())
+        if not isinstance(module, RoutedModule):
+            _routed_type(type(module)).enter(module)
+        # A frozen module's scales are frozen: DDP asks at wrap time.
+        products = build(name).to(parameter.device).train(module.training)
+        module.add_module(
+            'products', products.requires_grad_(parameter.requires_grad))
+        names.append(name)
+    return names
 
 
 def unroute(model: nn.Module) -> None:
@@ -156,11 +241,12 @@ def register_routed(kind: type[nn.Module]) -> Callable:
     return register
 
 
-def _routed_type(kind: type[nn.Module]) -> type[RoutedModule] | None:
+def _is_one_of(kind: type[nn.Module], paths: set[str]) -> bool:
+    return any(_path(base) in paths for base in kind.__mro__)
+
+
+def _routed_type(kind: type[nn.Module]) -> type[RoutedModule]:
     if kind not in _MADE:
-        if issubclass(kind, RoutedModule) or not any(
-                _path(base) in _READERS for base in kind.__mro__):
-            return None
         _MADE[kind] = type(
             f'Routed{kind.__name__}', (RoutedModule, kind),
             dict(

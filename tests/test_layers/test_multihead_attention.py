@@ -55,16 +55,15 @@ class Call(nn.Module):
                          **options)
 
 
-@pytest.fixture(params=OPTIONS)
-def options(request):
-    return OPTIONS[request.param]
+# Keys of another size are no queries.
+CASES = [(kind, name) for kind in ('self', 'memory', 'free')
+         for name in OPTIONS if kind == 'free' or name != 'three_weights']
 
 
-@pytest.fixture(params=['self', 'memory', 'free'])
-def model(request, options):
-    if 'kdim' in options and request.param != 'free':
-        pytest.skip('keys of another size are no queries')
-    return Call(request.param, **options)
+@pytest.fixture(params=CASES, ids='-'.join)
+def model(request):
+    kind, name = request.param
+    return Call(kind, **OPTIONS[name])
 
 
 def masks(keys):
@@ -131,8 +130,7 @@ def test_every_projection_is_quantized_and_distilled(convert, model):
     expected = model.eval()(*inputs)[0]
     convert(model, weight=dict(bits=8), activation=dict(bits=8))
     packed = model.attn.in_proj_weight is not None
-    names = ([f'attn.{n}_projection' for n in ('in' if packed else 'qkv')]
-             if not packed else ['attn.in_projection'])
+    names = [f'attn.{n}_projection' for n in (['in'] if packed else 'qkv')]
     assert set(quantized_layers(model)) == {'attn.out_proj', *names}
     calibrate(model, [tuple(inputs)], warn=pytest.fail)
     out = model.eval()(*inputs)[0]
