@@ -22,7 +22,7 @@ from .layers import (
 )
 from .noise_clock import NoiseClock
 from .options import OFF_BITS, build, refuse_unknown, resolve
-from .patterns import matches, refuse_unmatched
+from .patterns import matches, refuse_no_patterns, refuse_unmatched
 from .perturb import StochasticFeaturePerturbation
 
 DEFAULT_WEIGHT = dict(type='LSQFakeQuantize', bits=4)
@@ -56,8 +56,7 @@ def check_settings(weight: dict | None,
     if first_last_bits not in (None, OFF_BITS):
         _check_parts('first_last_bits: ', dict(
             weight=dict(bits=first_last_bits)), target)
-    if isinstance(skip, str) or not all(isinstance(p, str) for p in skip):
-        raise TypeError(f'skip: must be a list of patterns, got {skip!r}')
+    refuse_no_patterns('skip', skip)
     if not isinstance(overrides or {}, Mapping):
         raise TypeError('overrides: must be a dict from patterns to options, '
                         f'got {overrides!r}')

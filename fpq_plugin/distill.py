@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .layers import quantized_layers, route, unroute
 from .losses import CSDLoss
+from .patterns import matches
 
 
 class Distiller:
@@ -37,6 +38,8 @@ class Distiller:
             arguments; False leaves that forward alone. Defaults to None.
         warn (Callable): Told once of each layer that cannot be distilled.
             Defaults to ``warnings.warn``.
+        skip (Sequence[str]): Name patterns of layers that are not to be
+            distilled.
 
     Raises:
         ValueError: If the student has no quantized layer, or the teacher
@@ -60,7 +63,8 @@ class Distiller:
                  run_teacher: Callable[[nn.Module, tuple, dict], Any]
                  | None = None,
                  condition: Callable[[dict], bool] | None = None,
-                 warn: Callable[[str], Any] = warnings.warn) -> None:
+                 warn: Callable[[str], Any] = warnings.warn,
+                 skip: Sequence[str] = ()) -> None:
         self.teacher = teacher
         self.criterion = criterion
         self._run_teacher = run_teacher or _call
@@ -90,7 +94,14 @@ class Distiller:
             student.register_forward_pre_hook(self._start, with_kwargs=True),
             student.register_forward_hook(self._stop, always_call=True),
         ]
+        skipped = {
+            name: pattern
+            for pattern in skip for name in layers if matches(name, pattern)
+        }
         for name, layer in layers.items():
+            if name in skipped:
+                self._left_out[name] = f'skip {skipped[name]!r}'
+                continue
             self._handles += [
                 known[name].register_forward_hook(self._keep(name)),
                 layer.register_forward_hook(self._compare(name)),

@@ -36,6 +36,8 @@ from ..nonfinite import NonFiniteGuard
 from ..numeric import is_number
 from ..options import build, known_options, refuse_unknown, resolve
 from ..param_groups import separate_scales
+from ..patterns import refuse_no_patterns, refuse_unmatched
+from ..proposals import behind_proposals
 from ..quantizers import Quantizer
 from ..state import (
     bare_state,
@@ -88,6 +90,9 @@ class FPQHook(Hook):
         attention (dict, optional): Fake quantizers of the operands of
             attention's products of activations (q k^T and attn v). Defaults
             to None: float.
+        distill_skip (Sequence[str]): Name patterns of layers that are
+            quantized but not distilled, besides those behind proposals
+            (:func:`fpq_plugin.proposals.behind_proposals`).
         scale_lr_mult (float): Learning rate of the quantizers' parameters
             over that of the group they would be in. Defaults to 1.0.
 
@@ -112,6 +117,7 @@ class FPQHook(Hook):
                  skip: Sequence[str] = (),
                  overrides: dict | None = None,
                  attention: dict | None = None,
+                 distill_skip: Sequence[str] = (),
                  scale_lr_mult: float = 1.0,
                  **unknown: Any) -> None:
         refuse_unknown('fpq', unknown, known_options(FPQHook))
@@ -131,6 +137,8 @@ class FPQHook(Hook):
             backend=backend,
             attention=attention)
         check_settings(**self.settings)
+        refuse_no_patterns('fpq.distill_skip', distill_skip)
+        self.distill_skip = distill_skip
         self.active = not is_float(weight, activation, overrides)
         distillation = resolve('distillation', distillation, 'CSDLoss')
         self.criterion = (None if distillation is None else build(
@@ -178,6 +186,8 @@ class FPQHook(Hook):
                 runner.model = model
                 runner.model = runner.wrap_model(
                     copy.deepcopy(runner.cfg.get('model_wrapper_cfg')), model)
+        refuse_unmatched('fpq.distill_skip', self.distill_skip,
+                         list(quantized_layers(model)))
         if training and runner.optim_wrapper is not self._optim_wrapper:
             self._rebuild_optimizer(runner, model)
 
@@ -277,10 +287,20 @@ class FPQHook(Hook):
                 self.criterion,
                 run_teacher=_run_tensor_mode,
                 condition=_is_loss_mode,
-                warn=runner.logger.warning)
+                warn=runner.logger.warning,
+                skip=self._undistilled(runner, model))
             self._loss_handle = model.register_forward_hook(
                 self._add_loss, with_kwargs=True)
         self._guard = NonFiniteGuard(model)
+
+    def _undistilled(self, runner: Runner, model: nn.Module) -> list[str]:
+        """Patterns of layers that CSD leaves out."""
+        picked = behind_proposals(model)
+        if picked:
+            runner.logger.info(
+                f'FPQ does not distill {", ".join(picked)}: student and '
+                'teacher work on other proposals there')
+        return [*self.distill_skip, *picked]
 
     def _count_micro_batches(self, runner: Runner, model: nn.Module) -> None:
         """Tell the quantizers of gradient accumulation (LSQ's n)."""
