@@ -8,7 +8,8 @@ from importlib.util import find_spec
 
 from .adopt import adopt, float_twin
 from .backend import register_injector
-from .layers import BrevitasConv2d, BrevitasLayer, BrevitasLinear
+from .convs import BrevitasConv2d
+from .layers import BrevitasLayer, BrevitasLinear
 from .lsq import LSQActPerTensor, LSQWeightPerChannel
 from .stock import StockQuantizer
 

@@ -15,8 +15,8 @@ from fpq_plugin.convert import DEFAULT_PERTURBATION
 from fpq_plugin.noise_clock import NoiseClock
 from fpq_plugin.options import build, resolve
 
+from .convs import BrevitasConv2d
 from .layers import (
-    BrevitasConv2d,
     BrevitasLinear,
     settle_proxy,
     tensor_quant_of,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 from brevitas.inject import ExtendedInjector
-from brevitas.nn import QuantConv2d, QuantLinear
+from brevitas.nn import QuantLinear
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from brevitas.quant_tensor import QuantTensor
 from torch import Tensor, nn
 
 from fpq_plugin import QuantizedLayer, Quantizer, register_layer
+from fpq_plugin.layers import InProjection
+from fpq_plugin.layers.multihead_attention import linear_rows
 
 from .backend import BREVITAS
 from .lsq import LSQActPerTensor, LSQWeightPerChannel
@@ -89,6 +91,9 @@ class BrevitasLayer(QuantizedLayer):
     def quantized_input(self, x: Tensor | QuantTensor) -> Tensor:
         return _value(self.input_quant(self.unpack_input(x)))
 
+    def quantized_weight(self, weight: Tensor) -> Tensor:
+        return _value(self.weight_quant(weight))
+
     def inner_forward_impl(self, x: Tensor | QuantTensor,
                            quant_weight: Tensor | QuantTensor,
                            quant_bias: Tensor | QuantTensor | None) -> Tensor:
@@ -99,19 +104,32 @@ class BrevitasLayer(QuantizedLayer):
         return super().inner_forward_impl(x, quant_weight, quant_bias)
 
 
-@register_layer(nn.Conv2d, BREVITAS.name)
-class BrevitasConv2d(BrevitasLayer, QuantConv2d):
-    """``brevitas.nn.QuantConv2d`` in FPQ; maps are (N, C, H, W)."""
-
-    channel_axis = 1
-    is_same_padded_strided = False
-
-
 @register_layer(nn.Linear, BREVITAS.name)
 class BrevitasLinear(BrevitasLayer, QuantLinear):
     """``brevitas.nn.QuantLinear`` in FPQ; features are (..., C)."""
 
     channel_axis = -1
+
+
+@register_layer(InProjection, BREVITAS.name)
+class BrevitasInProjection(BrevitasLayer, QuantWeightBiasInputOutputLayer,
+                           InProjection):
+    """An attention's input projection on Brevitas's quantizers."""
+
+    channel_axis = -1
+    output_channel_dim = 0
+
+    def forward(self,
+                x: Tensor | QuantTensor,
+                rows: slice = slice(None)) -> Tensor:
+        self._rows = rows
+        return self.forward_impl(x)
+
+    def inner_forward_impl(self, x: Tensor | QuantTensor,
+                           quant_weight: Tensor | QuantTensor,
+                           quant_bias: Tensor | QuantTensor | None) -> Tensor:
+        return linear_rows(*map(_value, (x, quant_weight, quant_bias)),
+                           self._rows)
 
 
 class _Zero(nn.Module):

@@ -13,7 +13,12 @@ from .convert import convert, to_float
 from .distill import Distiller
 from .hooks import FPQHook
 from .inference import load_model
-from .layers import QuantizedLayer, register_layer
+from .layers import (
+                      QuantizedLayer,
+                      register_attention,
+                      register_layer,
+                      register_weight_reader,
+)
 from .losses import CSDLoss, LogitKD
 from .param_groups import param_groups
 from .perturb import StochasticFeaturePerturbation
@@ -38,6 +43,7 @@ __all__ = [
     'PACTFakeQuantize', 'QuantizedLayer', 'Quantizer',
     'StochasticFeaturePerturbation', 'StochasticWeightPerturbation',
     'TorchAOFakeQuantize', '__version__',
-    'calibrate', 'convert', 'load_model', 'param_groups', 'register_layer',
-    'to_float'
+    'calibrate', 'convert', 'load_model', 'param_groups',
+    'register_attention', 'register_layer',
+    'register_weight_reader', 'to_float'
 ]

@@ -18,12 +18,16 @@ class Backend:
         weight (Registry): Types that ``weight=dict(type=...)`` may name.
         activation (Registry): The same for ``activation``.
         layers (dict): From a layer type to its quantized type.
+        derived (dict): The same for subclasses of those layer types, filled
+            as they are met.
     """
 
     name: str
     weight: Registry = MODELS
     activation: Registry = MODELS
     layers: dict[type[nn.Module], type[nn.Module]] = field(
+        default_factory=dict)
+    derived: dict[type[nn.Module], type[nn.Module]] = field(
         default_factory=dict)
 
     def registry(self, part: str) -> Registry:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .layers import quantized_layers
 from .quantizers import Quantizer
@@ -27,12 +28,13 @@ def uninitialized(model: nn.Module) -> dict[str, Quantizer]:
 def calibrate(model: nn.Module,
               batches: Iterable[Any],
               forward: Callable[[nn.Module, Any], Any] | None = None,
-              warn: Callable[[str], Any] = warnings.warn) -> None:
+              warn: Callable[[str], Any] = warnings.warn,
+              training: bool = False) -> None:
     """Set step and zero point of every fake quantizer that has none.
 
-    The model runs in full precision and eval mode (batch norm statistics
-    stay); ranges are minimum and maximum over all batches, equations (4) and
-    (5). Each module's training mode is as before when this returns.
+    The model runs in full precision and eval mode; ranges are minimum and
+    maximum over all batches, equations (4) and (5). Each module's training
+    mode, and all buffers, are as before when this returns.
 
     Args:
         model (nn.Module): A converted model.
@@ -43,6 +45,9 @@ def calibrate(model: nn.Module,
         warn (Callable): Told of layers that no batch reached; they take
             their range from the first training batch that reaches them.
             Defaults to ``warnings.warn``.
+        training (bool): Whether to run in training mode instead, batch norms
+            aside, to reach layers that only training calls. Defaults to
+            False.
 
     Raises:
         ValueError: If a range is not finite, the message names the layer, or
@@ -56,18 +61,20 @@ def calibrate(model: nn.Module,
     pending = uninitialized(model)
     inputs = dict(pending)
     for name, layer in quantized_layers(model).items():
+        if layer.own_forward:
+            continue
         quantizer = inputs.pop(_join(name, 'weight_quantizer'), None)
         if quantizer is not None:
             quantizer.reset_observer()
             quantizer.observe(layer.weight)
     if inputs:
-        with _observing(model, inputs.values()):
+        with _observing(model, inputs.values(), training):
             for batch in batches:
                 forward(model, batch)
     missed = []
     for name, quantizer in pending.items():
         if not quantizer.was_observed() and name in inputs:
-            missed.append(name.removesuffix('.input_quantizer'))
+            missed.append(name.rpartition('.')[0])
             continue
         try:
             quantizer.initialize()
@@ -76,18 +83,47 @@ def calibrate(model: nn.Module,
                 f'calibration: {name}: {error}; look for NaN or inf in the '
                 'weights, the batch norm statistics or the data') from error
     if missed:
-        warn(f'calibration reached no input of {", ".join(missed)}')
+        warn('calibration reached no input of '
+             f'{", ".join(dict.fromkeys(missed))}')
+
+
+def leave_uncalled(model: nn.Module) -> list[str]:
+    """Leave the layers float whose input calibration did not reach.
+
+    Args:
+        model (nn.Module): A calibrated model.
+
+    Returns:
+        list[str]: Names of the layers that are float for that reason now,
+        also those whose loaded state says so.
+    """
+    for name in uninitialized(model):
+        owner = model.get_submodule(name.rpartition('.')[0])
+        for quantizer in owner.children():
+            if isinstance(quantizer, Quantizer):
+                quantizer.leave_float()
+    return [
+        name for name, owner in model.named_modules()
+        if any(isinstance(child, Quantizer) and child.is_idle()
+               for child in owner.children())
+    ]
 
 
 @contextmanager
-def _observing(model: nn.Module,
-               quantizers: Iterable[Quantizer]) -> Iterator[None]:
-    """Observers of ``quantizers`` on, all fake quantization off, eval mode."""
+def _observing(model: nn.Module, quantizers: Iterable[Quantizer],
+               training: bool) -> Iterator[None]:
+    """Observers of ``quantizers`` on, all fake quantization off."""
     quantizers = list(quantizers)
     modes = {module: module.training for module in model.modules()}
     every = [m for m in model.modules() if isinstance(m, Quantizer)]
     was_on = [q._fake_quant_on for q in every]
-    model.eval()
+    model.train(training)
+    kept = []
+    if training:
+        kept = [(b, b.clone()) for b in _other_buffers(model)]
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
     for quantizer in every:
         quantizer.enable_fake_quant(False)
     for quantizer in quantizers:
@@ -102,6 +138,18 @@ def _observing(model: nn.Module,
             quantizer.enable_fake_quant(on)
         for module, mode in modes.items():
             module.training = mode
+        for buffer, value in kept:
+            buffer.copy_(value)
+
+
+def _other_buffers(model: nn.Module) -> list[torch.Tensor]:
+    """All buffers but the quantizers'."""
+    own = {
+        id(buffer)
+        for module in model.modules() if isinstance(module, Quantizer)
+        for buffer in module.buffers()
+    }
+    return [b for b in model.buffers() if id(b) not in own]
 
 
 def _join(name: str, part: str) -> str:

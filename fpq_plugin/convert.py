@@ -11,14 +11,18 @@ from torch import Tensor, nn
 from .backends import Backend, get_backend
 from .layer_table import LayerRow, LayerTable
 from .layers import (
+    AttentionProducts,
     QuantizedLayer,
     quantizable_types,
     quantized_layers,
     quantized_type,
+    route,
+    route_attention,
+    unroute,
 )
 from .noise_clock import NoiseClock
 from .options import OFF_BITS, build, refuse_unknown, resolve
-from .patterns import matches, refuse_unmatched
+from .patterns import matches, refuse_no_patterns, refuse_unmatched
 from .perturb import StochasticFeaturePerturbation
 
 DEFAULT_WEIGHT = dict(type='LSQFakeQuantize', bits=4)
@@ -33,7 +37,8 @@ def check_settings(weight: dict | None,
                    first_last_bits: int | None = 8,
                    skip: Sequence[str] = (),
                    overrides: Mapping[str, dict] | None = None,
-                   backend: str = 'torch_ao') -> None:
+                   backend: str = 'torch_ao',
+                   attention: dict | None = None) -> None:
     """Refuse wrong options of :func:`convert`, without a model.
 
     Raises:
@@ -45,11 +50,13 @@ def check_settings(weight: dict | None,
     base = dict(
         weight=weight, activation=activation, perturbation=perturbation)
     _check_parts('', base, target)
+    resolved = resolve('attention', attention, DEFAULT_ACTIVATION['type'])
+    if resolved is not None:
+        build('attention', resolved)
     if first_last_bits not in (None, OFF_BITS):
         _check_parts('first_last_bits: ', dict(
             weight=dict(bits=first_last_bits)), target)
-    if isinstance(skip, str) or not all(isinstance(p, str) for p in skip):
-        raise TypeError(f'skip: must be a list of patterns, got {skip!r}')
+    refuse_no_patterns('skip', skip)
     if not isinstance(overrides or {}, Mapping):
         raise TypeError('overrides: must be a dict from patterns to options, '
                         f'got {overrides!r}')
@@ -77,7 +84,8 @@ def convert(model: nn.Module,
             first_last_bits: int | None = 8,
             skip: Sequence[str] = (),
             overrides: Mapping[str, dict] | None = None,
-            backend: str = 'torch_ao') -> LayerTable:
+            backend: str = 'torch_ao',
+            attention: dict | None = None) -> LayerTable:
     """Quantize the model's layers in place.
 
     Layers of the registered types get a weight quantizer (per output
@@ -101,6 +109,9 @@ def convert(model: nn.Module,
             settings above and over ``first_last_bits``; later patterns win.
         backend (str): Whose quantizers and layers: 'torch_ao' or 'brevitas'.
             Defaults to 'torch_ao'.
+        attention (dict, optional): Config of the fake quantizers of the
+            operands of attention's products of activations, q k^T and
+            attn v; ``skip`` holds for them too. Defaults to None, float.
 
     Returns:
         LayerTable: One row for each layer with a weight of two or more axes.
@@ -121,11 +132,27 @@ def convert(model: nn.Module,
         [('0', 8), ('2', 4), ('4', 8)]
     """
     check_settings(weight, activation, perturbation, first_last_bits, skip,
-                   overrides, backend)
+                   overrides, backend, attention)
     overrides = overrides or {}
     target = get_backend(backend)
     if quantized_layers(model):
         raise ValueError('the model is quantized already')
+    route(model)
+    try:
+        whys = _convert(model, dict(weight=weight, activation=activation,
+                                    perturbation=perturbation),
+                        first_last_bits, skip, overrides, target)
+        products = _quantize_attention(model, attention, skip)
+    except Exception:
+        unroute(model)
+        raise
+    return LayerTable(_table(model, whys) + products)
+
+
+def _convert(model: nn.Module, base: dict[str, Any],
+             first_last_bits: int | None, skip: Sequence[str],
+             overrides: Mapping[str, dict], target: Backend) -> dict[str, str]:
+    """Swap the layers; the reason for each one's bits."""
     layers = {
         name: module
         for name, module in model.named_modules()
@@ -140,9 +167,7 @@ def convert(model: nn.Module,
     refuse_unmatched('skip', skip, list(layers))
     refuse_unmatched('overrides', overrides, list(layers))
 
-    plans = _plan(layers, dict(weight=weight, activation=activation,
-                               perturbation=perturbation),
-                  first_last_bits, skip, overrides, target)
+    plans = _plan(layers, base, first_last_bits, skip, overrides, target)
     if not any(plan['weight'] or plan['activation']
                for plan, _ in plans.values()):
         raise ValueError('nothing to quantize: skip and overrides leave out '
@@ -159,7 +184,26 @@ def convert(model: nn.Module,
         quantized_type(layers[name], target).swap(layers[name], *parts)
     if any(parts[2] is not None for parts in built.values()):
         model.register_forward_pre_hook(clock.tick)
-    return _table(model, {name: why for name, (_, why) in plans.items()})
+    return {name: why for name, (_, why) in plans.items()}
+
+
+def _quantize_attention(model: nn.Module, attention: dict | None,
+                        skip: Sequence[str]) -> list[LayerRow]:
+    """Quantizers for the attention modules' products, and their rows."""
+    cfg = resolve('attention', attention, DEFAULT_ACTIVATION['type'])
+    if cfg is None:
+        return []
+
+    def products(name: str) -> AttentionProducts:
+        return AttentionProducts(*(
+            build(f'attention of {name}', cfg) for _ in range(4)))
+
+    names = route_attention(
+        model, lambda name: not any(matches(name, p) for p in skip), products)
+    return [
+        LayerRow(f'{name}.products', 'AttentionProducts', OFF_BITS,
+                 cfg.get('bits', 8), (0, ), 'attention') for name in names
+    ]
 
 
 def to_float(model: nn.Module) -> nn.Module:
@@ -178,6 +222,7 @@ def to_float(model: nn.Module) -> nn.Module:
                 del model._forward_pre_hooks[handle]
     for layer in quantized_layers(model).values():
         layer.unswap()
+    unroute(model)
     return model
 
 
@@ -268,8 +313,9 @@ def _build(name: str, layer: nn.Module, plan: dict[str, Any],
         return build(f'{key} of {name}', plan[key], backend.registry(key),
                      **defaults)
 
-    weight = part('weight', symmetric=True, per_channel=True, ch_axis=0,
-                  num_channels=layer.weight.shape[0])
+    axis = quantized_type(layer, backend).weight_axis
+    weight = part('weight', symmetric=True, per_channel=True, ch_axis=axis,
+                  num_channels=layer.weight.shape[axis])
     activation = part('activation')
     if getattr(activation, 'is_per_channel', False):
         raise ValueError(f'activation of {name}: per_channel is for weights; '

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .compiled import is_compiling
-from .layers import quantized_layers
+from .layers import quantized_layers, route, unroute
+from .patterns import matches
 
 
 class Distiller:
@@ -39,6 +40,8 @@ class Distiller:
             arguments; False leaves that forward alone. Defaults to None.
         warn (Callable): Told once of each layer that cannot be distilled.
             Defaults to ``warnings.warn``.
+        skip (Sequence[str]): Name patterns of layers that are not to be
+            distilled.
 
     Raises:
         ValueError: If the student has no quantized layer, or the teacher
@@ -62,7 +65,8 @@ class Distiller:
                  run_teacher: Callable[[nn.Module, tuple, dict], Any]
                  | None = None,
                  condition: Callable[[dict], bool] | None = None,
-                 warn: Callable[[str], Any] = warnings.warn) -> None:
+                 warn: Callable[[str], Any] = warnings.warn,
+                 skip: Sequence[str] = ()) -> None:
         self.teacher = teacher
         self.criteria = ([criterion] if isinstance(criterion, nn.Module) else
                          list(criterion))
@@ -74,7 +78,8 @@ class Distiller:
         self._taken: list[tuple[tuple[str, str], Tensor, int, Tensor]] = []
         self._overwritten: set[str] = set()
         self._losses: dict[tuple[str, str], Tensor] = {}
-        self._left_out: set[str] = set()
+        self._unmatched: set[str] = set()
+        self._left_out: dict[str, str] = {}
 
         layers = quantized_layers(student)
         if not layers:
@@ -83,6 +88,7 @@ class Distiller:
         self._last = list(layers)[-1]
         if all(criterion.last_layer_only for criterion in self.criteria):
             layers = {self._last: layers[self._last]}
+        route(teacher)
         known = dict(teacher.named_modules())
         missing = [name for name in layers if name not in known]
         if missing:
@@ -94,7 +100,14 @@ class Distiller:
             student.register_forward_pre_hook(self._start, with_kwargs=True),
             student.register_forward_hook(self._stop, always_call=True),
         ]
+        skipped = {
+            name: pattern
+            for pattern in skip for name in layers if matches(name, pattern)
+        }
         for name, layer in layers.items():
+            if name in skipped:
+                self._left_out[name] = f'skip {skipped[name]!r}'
+                continue
             self._handles += [
                 known[name].register_forward_hook(self._keep(name)),
                 layer.register_forward_hook(self._compare(name)),
@@ -131,12 +144,17 @@ class Distiller:
             parts[name] = parts.get(name, 0) + loss.detach()
         return parts
 
+    def left_out(self) -> dict[str, str]:
+        """Names of layers that could not be distilled, with the reason."""
+        return dict(self._left_out)
+
     def detach(self) -> None:
         """Remove all hooks and let the teacher and the losses go."""
         for handle in self._handles:
             handle.remove()
         self._losses = {}
         self._maps.clear()
+        unroute(self.teacher)
         del self.teacher
 
     def _require_losses(self) -> None:
@@ -164,12 +182,22 @@ class Distiller:
     def _stop(self, student: nn.Module, args: tuple, output: Any) -> None:
         taken, self._taken = self._taken, []
         active, self._active = self._active, False
+        more = {name for name, maps in self._maps.items() if maps}
         self._maps.clear()
         # None: the forward raised an error.
         if not active or output is None:
             return
+        called = {name for (_, name), *_ in taken}
+        for name in more:
+            self._leave_out(name, 'the student called it less often'
+                            if name in called else
+                            'the student did not call it')
+        unmatched = self._unmatched | more
+        self._unmatched.clear()
         for key, output, version, loss in taken:
             name = key[1]
+            if name in unmatched:
+                continue
             if _version(output) != version:
                 self._overwritten.add(name)
                 self._leave_out(
@@ -217,14 +245,20 @@ class Distiller:
                                 'reentrant activation checkpointing)')
                 return None
             if not self._maps[name]:
-                self._leave_out(name, 'the teacher did not call it')
+                self._unmatched.add(name)
+                called = any(key[1] == name for key, *_ in self._taken)
+                self._leave_out(name, 'the teacher called it less often'
+                                if called else 'the teacher did not call it')
                 return None
             teacher_map, _ = self._maps[name].popleft()
-            try:
-                return self._take(name, output, teacher_map,
-                                  layer.channel_axis)
-            except ValueError as error:
-                raise ValueError(f'distillation of {name}: {error}') from error
+            values = _values(output)
+            if values.shape != teacher_map.shape:
+                self._unmatched.add(name)
+                self._leave_out(
+                    name, f'its output has shape {tuple(values.shape)} and '
+                    f"the teacher's {tuple(teacher_map.shape)}")
+                return None
+            return self._take(name, output, teacher_map, layer.channel_axis)
 
         return compare
 
@@ -258,7 +292,7 @@ class Distiller:
 
     def _leave_out(self, name: str, why: str) -> None:
         if name not in self._left_out:
-            self._left_out.add(name)
+            self._left_out[name] = why
             self._warn(f'distillation leaves out {name}: {why}')
 
 

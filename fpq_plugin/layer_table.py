@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,12 @@ class LayerTable(list):
             row for row in self
             if min(row.weight_bits, row.activation_bits) < 32
         ]
+
+    def left_float(self, names: list[str], why: str) -> LayerTable:
+        """The table with the layers of these names float, and the reason."""
+        return LayerTable(
+            replace(row, weight_bits=32, activation_bits=32, why=why)
+            if row.name in names else row for row in self)
 
     def weight_bytes(self) -> float:
         """Bytes of the listed weights at their bits (scales not counted)."""

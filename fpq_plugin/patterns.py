@@ -20,6 +20,18 @@ def matches(name: str, pattern: str) -> bool:
                          len(parts) + 1))
 
 
+def refuse_no_patterns(key: str, patterns: object) -> None:
+    """Refuse what is not a list of patterns.
+
+    Raises:
+        TypeError: Naming the key.
+    """
+    if isinstance(patterns, str) or not all(
+            isinstance(p, str) for p in patterns):
+        raise TypeError(f'{key}: must be a list of patterns, got '
+                        f'{patterns!r}')
+
+
 def refuse_unmatched(key: str, patterns: Iterable[str],
                      names: list[str]) -> None:
     """Refuse a pattern that matches no layer.

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from .layers import quantized_layers
 from .quantizers import Quantizer
 
-_PARTS = ('weight_quantizer', 'input_quantizer')
-
 
 def bare_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint, without a data-parallel prefix.
@@ -35,7 +33,8 @@ def quantizer_bits(state: Mapping[str, Tensor]) -> dict[str, int]:
     return {
         key.removesuffix('.bits'): int(value)
         for key, value in state.items()
-        if key.endswith(tuple(f'{part}.bits' for part in _PARTS))
+        if key.endswith('.bits')
+        and f'{key.removesuffix("bits")}initialized' in state
     }
 
 
@@ -112,16 +111,16 @@ def refuse_other_quantization(model: nn.Module, state: Mapping[str, Tensor],
     """
     given = quantizer_bits(state)
     own = {
-        f'{name}.{part}': getattr(layer, part).num_bits
-        for name, layer in quantized_layers(model).items() for part in _PARTS
-        if getattr(layer, part) is not None
+        name: module.num_bits
+        for name, module in model.named_modules()
+        if isinstance(module, Quantizer)
     }
     if not given:
         raise ValueError(f'{what} is of a full-precision model: it has no '
                          f'scales. {mend}')
     absent = [
         name for name, layer in quantized_layers(model).items()
-        if f'{name}.weight' not in state
+        if 'weight' in layer._parameters and f'{name}.weight' not in state
     ]
     if absent:
         raise ValueError(f'{what} is of another model: it has no '

@@ -4,12 +4,17 @@ import os
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
+from importlib.util import find_spec  # noqa: E402
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from runs import config, make_digits, train  # noqa: E402
 
 import fpq_plugin  # noqa: E402, F401
+
+# Those run in an environment of their own: tox -e dense.
+collect_ignore = [] if find_spec('mmdet') else ['test_dense']
 
 torch.set_num_threads(1)
 settings.register_profile(

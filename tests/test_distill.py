@@ -231,10 +231,46 @@ def test_an_unconverted_student_is_refused():
 
 def test_outputs_of_different_shape_name_the_layer():
     model, _ = pair(nn.Sequential(nn.Conv2d(3, 4, 3)))
-    Distiller(model, nn.Sequential(nn.Conv2d(3, 4, 3, stride=2)), CSDLoss())
-    with pytest.raises(ValueError, match=r"distillation of 0: the student's "
-                       r'output has shape \(2, 4, 6, 6\)'):
+    told = []
+    distiller = Distiller(
+        model, nn.Sequential(nn.Conv2d(3, 4, 3, stride=2)), CSDLoss(),
+        warn=told.append)
+    for _ in range(2):
         model(torch.randn(2, 3, 8, 8))
+    assert told == ['distillation leaves out 0: its output has shape (2, 4, '
+                    "6, 6) and the teacher's (2, 4, 3, 3)"]
+    assert list(distiller.left_out()) == ['0']
+    assert not distiller.has_loss()
+
+
+def test_calls_that_do_not_match_are_told_and_not_compared():
+
+    class Repeat(nn.Module):
+
+        def __init__(self, once, again):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.c, self.main = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.calls = dict(a=once, b=again, c=0 if once == 1 else 1)
+
+        def forward(self, x):
+            for name, times in self.calls.items():
+                for _ in range(times):
+                    getattr(self, name)(x)
+            return self.main(x)
+
+    model, _ = pair(Repeat(1, 2))
+    told = []
+    distiller = Distiller(model, Repeat(2, 1), CSDLoss(), warn=told.append)
+    for _ in range(2):
+        model(torch.randn(8, 4))
+    assert list(distiller.layer_losses()) == ['main']
+    assert distiller.left_out() == {
+        'a': 'the student called it less often',
+        'b': 'the teacher called it less often',
+        'c': 'the student did not call it',
+    }
+    assert len(told) == 3
 
 
 def test_a_teacher_without_the_layer_is_refused():

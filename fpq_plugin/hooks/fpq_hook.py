@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from ..calibrate import calibrate, uninitialized
+from ..calibrate import calibrate, leave_uncalled, uninitialized
 from ..calibration_data import calibration_batches, same_randomness
 from ..convert import (
     DEFAULT_ACTIVATION,
@@ -36,6 +36,8 @@ from ..nonfinite import NonFiniteGuard
 from ..numeric import is_number
 from ..options import build, known_options, refuse_unknown, resolve
 from ..param_groups import separate_scales
+from ..patterns import refuse_no_patterns, refuse_unmatched
+from ..proposals import behind_proposals
 from ..quantizers import Quantizer
 from ..state import (
     bare_state,
@@ -88,6 +90,12 @@ class FPQHook(Hook):
         skip (Sequence[str]): Name patterns of layers that stay float.
         overrides (dict, optional): From name pattern to ``weight``,
             ``activation``, ``perturbation`` settings for those layers.
+        attention (dict, optional): Fake quantizers of the operands of
+            attention's products of activations (q k^T and attn v). Defaults
+            to None: float.
+        distill_skip (Sequence[str]): Name patterns of layers that are
+            quantized but not distilled, besides those behind proposals
+            (:func:`fpq_plugin.proposals.behind_proposals`).
         scale_lr_mult (float): Learning rate of the quantizers' parameters
             over that of the group they would be in. Defaults to 1.0.
         export (str, optional): ONNX file to write at the end of training, in
@@ -114,6 +122,8 @@ class FPQHook(Hook):
                  first_last_bits: int | None = 8,
                  skip: Sequence[str] = (),
                  overrides: dict | None = None,
+                 attention: dict | None = None,
+                 distill_skip: Sequence[str] = (),
                  scale_lr_mult: float = 1.0,
                  export: str | None = None,
                  **unknown: Any) -> None:
@@ -131,8 +141,11 @@ class FPQHook(Hook):
             first_last_bits=first_last_bits,
             skip=skip,
             overrides=overrides,
-            backend=backend)
+            backend=backend,
+            attention=attention)
         check_settings(**self.settings)
+        refuse_no_patterns('fpq.distill_skip', distill_skip)
+        self.distill_skip = distill_skip
         self.active = not is_float(weight, activation, overrides)
         self.criteria = _criteria(distillation)
         self.num_images = _num_images(calibration)
@@ -179,6 +192,8 @@ class FPQHook(Hook):
                 runner.model = model
                 runner.model = runner.wrap_model(
                     copy.deepcopy(runner.cfg.get('model_wrapper_cfg')), model)
+        refuse_unmatched('fpq.distill_skip', self.distill_skip,
+                         list(quantized_layers(model)))
         if training and runner.optim_wrapper is not self._optim_wrapper:
             self._rebuild_optimizer(runner, model)
 
@@ -267,6 +282,7 @@ class FPQHook(Hook):
         if uninitialized(model):
             self._calibrate(runner, model)
         self._export.check(runner, model)
+        self._tell_uncalled(runner, model)
         self._count_micro_batches(runner, model)
         self._clock = noise_clock(model)
         if self._clock is not None:
@@ -278,10 +294,20 @@ class FPQHook(Hook):
                 self.criteria,
                 run_teacher=_run_tensor_mode,
                 condition=_is_loss_mode,
-                warn=runner.logger.warning)
+                warn=runner.logger.warning,
+                skip=self._undistilled(runner, model))
             self._loss_handle = model.register_forward_hook(
                 self._add_loss, with_kwargs=True)
         self._guard = NonFiniteGuard(model)
+
+    def _undistilled(self, runner: Runner, model: nn.Module) -> list[str]:
+        """Patterns of layers that CSD leaves out."""
+        picked = behind_proposals(model)
+        if picked:
+            runner.logger.info(
+                f'FPQ does not distill {", ".join(picked)}: student and '
+                'teacher work on other proposals there')
+        return [*self.distill_skip, *picked]
 
     def _count_micro_batches(self, runner: Runner, model: nn.Module) -> None:
         """Tell the quantizers of gradient accumulation (LSQ's n)."""
@@ -296,21 +322,34 @@ class FPQHook(Hook):
         runner.logger.info(f'FPQ calibrates on {self.num_images} training '
                            'images')
         if is_main_process():
-            with same_randomness():
-                calibrate(
-                    model,
-                    calibration_batches(
-                        runner.train_dataloader,
-                        self.num_images,
-                        runner.seed or 0,
-                        progress=True),
-                    forward=_forward_batch,
-                    warn=_refuse_unreached)
-        for module in model.modules():
-            if isinstance(module, Quantizer):
-                for tensor in module.state_dict().values():
-                    broadcast(tensor)
+            self._observe(runner, model, _forward_batch)
+        _broadcast_quantizers(model)
+        if uninitialized(model):
+            # Auxiliary heads and the like. On all ranks, since a loss may
+            # hold collectives; rank 0's result counts.
+            self._observe(runner, model, _forward_loss, training=True)
+            _broadcast_quantizers(model)
         runner.logger.info(f'FPQ calibrated in {time.time() - start:.1f} s')
+
+    def _observe(self, runner: Runner, model: nn.Module, forward: Callable,
+                 training: bool = False) -> None:
+        batches = calibration_batches(
+            runner.train_dataloader,
+            self.num_images,
+            runner.seed or 0,
+            progress=is_main_process())
+        with same_randomness():
+            calibrate(model, batches, forward, lambda _: None, training)
+
+    def _tell_uncalled(self, runner: Runner, model: nn.Module) -> None:
+        """Leave float, and name, the layers that no forward calls."""
+        names = leave_uncalled(model)
+        self._table = self._table.left_float(names, 'no forward calls it')
+        if names:
+            runner.logger.warning(
+                'FPQ leaves float the layers that no forward calls: '
+                f'{", ".join(names)}. (If a forward uses their weights '
+                'instead, register_weight_reader mends it.)')
 
     # -- iterations -------------------------------------------------------
 
@@ -454,15 +493,21 @@ def _wrappers(optim_wrapper: OptimWrapper) -> list[OptimWrapper]:
     return [optim_wrapper]
 
 
-def _refuse_unreached(message: str) -> None:
-    # Their scales would be unused in DDP and missing in the checkpoint.
-    raise ValueError(f'{message}. Put layers that the model does not call '
-                     'into skip=[...].')
+def _broadcast_quantizers(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, Quantizer):
+            for tensor in module.state_dict().values():
+                broadcast(tensor)
 
 
 def _forward_batch(model: nn.Module, batch: Any) -> Any:
     data = model.data_preprocessor(batch, False)
     return model._run_forward(data, mode='tensor')
+
+
+def _forward_loss(model: nn.Module, batch: Any) -> Any:
+    data = model.data_preprocessor(batch, True)
+    return model._run_forward(data, mode='loss')
 
 
 def _run_tensor_mode(teacher: nn.Module, args: tuple, kwargs: dict) -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ..backends import Backend, get_backend
+from .derived import derived_type
 
 
 class QuantizedLayer(nn.Module):
@@ -24,10 +27,16 @@ class QuantizedLayer(nn.Module):
 
     Attributes:
         channel_axis (int): Channel axis of the output, for CSD (spec 4).
+        weight_axis (int): Output channels' axis of the weight. Defaults to 0.
+        own_forward (bool): Whether :meth:`forward` is that of the float type,
+            which may transform the weight before it is quantized. Defaults to
+            False.
         float_type (type): The class before the swap.
     """
 
     channel_axis: int
+    weight_axis = 0
+    own_forward = False
     float_type: type[nn.Module]
 
     @classmethod
@@ -60,9 +69,13 @@ class QuantizedLayer(nn.Module):
         """The layer's linear operation on input ``x`` with ``weight``."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self._quantized(self.weight, self.weight_quantizer, True)
-        return self.op(self.quantized_input(x), weight)
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.op(self.quantized_input(x),
+                       self.quantized_weight(self.weight), *args, **kwargs)
+
+    def quantized_weight(self, weight: Tensor) -> Tensor:
+        """The weight that enters the operation."""
+        return self._quantized(weight, self.weight_quantizer, True)
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """The tensor that enters the operation: quantized and perturbed."""
@@ -100,8 +113,14 @@ def register_layer(float_type: type[nn.Module], backend: str = 'torch_ao'):
 
 def quantized_type(layer: nn.Module,
                    backend: Backend) -> type[QuantizedLayer] | None:
-    """The registered quantized class for ``layer``, None if there is none."""
-    return backend.layers.get(type(layer))
+    """The quantized class for ``layer``, None if there is none.
+
+    That is the class registered for its type, or one made for a subclass of
+    a registered type.
+    """
+    if type(layer) in backend.layers:
+        return backend.layers[type(layer)]
+    return derived_type(layer, backend)
 
 
 def quantizable_types(backend: Backend) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .grid import Grid
 
 MIN_BITS, MAX_BITS = 2, 8
+_IDLE = 2
 
 
 class Quantizer(ABC, nn.Module):
@@ -24,8 +25,11 @@ class Quantizer(ABC, nn.Module):
     does; in eval mode or in distributed training that is an error, since
     ranks would disagree without a word.
 
-    ``initialized`` and ``bits`` are part of the ``state_dict``. Loading a
-    state of other bits is refused.
+    One that no forward reaches can be left *idle* (:meth:`leave_float`): it
+    passes its input on.
+
+    ``initialized`` (0 no, 1 yes, 2 idle) and ``bits`` are part of the
+    ``state_dict``. Loading a state of other bits is refused.
 
     Args:
         bits (int): Bits, 2 to 8.
@@ -112,9 +116,10 @@ class Quantizer(ABC, nn.Module):
         """
         if self._observing:
             self.observe(x)
+        lacks_step = self.lacks_step()
         if not self._fake_quant_on:
             return x
-        if self.lacks_step():
+        if lacks_step:
             if not self.training or get_world_size() > 1:
                 self.require_step()
             self.observe(x)
@@ -122,18 +127,31 @@ class Quantizer(ABC, nn.Module):
         return self.fake_quantize(x)
 
     def is_initialized(self) -> bool:
-        """Whether the step was calibrated, learned or loaded."""
+        """Whether the step was calibrated, learned or loaded, or is idle."""
         if not self._ready:
-            self._ready = bool(self.initialized)
+            state = int(self.initialized)
+            self._ready = state > 0
+            if state == _IDLE:
+                self._fake_quant_on = False
         return self._ready
 
     def has_step(self) -> bool:
-        """Whether it quantizes: switched on and initialised."""
-        return self._fake_quant_on and self.is_initialized()
+        """Whether it quantizes: initialised and switched on."""
+        return self.is_initialized() and self._fake_quant_on
 
     def lacks_step(self) -> bool:
         """Whether it should quantize, but has no step yet."""
-        return self._fake_quant_on and not self.is_initialized()
+        return not self.is_initialized() and self._fake_quant_on
+
+    def leave_float(self) -> None:
+        """Make it idle, here and in what is loaded from its state."""
+        self.initialized.fill_(_IDLE)
+        self._ready = False
+        self.is_initialized()
+
+    def is_idle(self) -> bool:
+        """Whether :meth:`leave_float` was called, or such a state loaded."""
+        return int(self.initialized) == _IDLE
 
     def require_step(self) -> None:
         """Refuse to go on without a step.

@@ -208,21 +208,6 @@ def test_load_from_of_another_model_with_a_good_teacher(fpq_config, fp,
                          fpq__teacher=str(fp)))
 
 
-def test_a_layer_that_is_never_called_is_refused_with_the_mend(
-        fpq_config, fp, tmp_path):
-    spare = torch.nn.Linear(3, 3)
-    state = load_file(str(fp))['state_dict']
-    for name, value in spare.state_dict().items():
-        state[f'backbone.spare.{name}'] = value
-    torch.save(state, tmp_path / 'spare.pth')
-    cfg = fpq_config(load_from=str(tmp_path / 'spare.pth'))
-    runner = Runner.from_cfg(cfg)
-    runner.model.backbone.spare = spare
-    with pytest.raises(ValueError, match=r'reached no input of backbone.spare'
-                       r'(.|\n)*skip='):
-        runner.train()
-
-
 def test_a_model_that_does_not_train_in_loss_mode(fpq_config):
     runner = Runner.from_cfg(fpq_config())
     model = runner.model

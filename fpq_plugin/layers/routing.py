@@ -1,0 +1,260 @@
+"""Modules whose own computations have to be seen: they become *routed*.
+
+``F.linear(x, self.qkv.weight, bias)`` in a module's forward passes the layer
+``qkv`` by, and with it its quantizers and its forward hooks. In a routed
+module such a call becomes ``self.qkv(x)``, in student and teacher alike. A
+routed attention's products of activations can be quantized too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from .attention_products import AttentionProducts, ProductCalls
+
+_READERS = {
+    'mmpretrain.models.utils.attention.BEiTAttention',
+    'mmpretrain.models.utils.attention.CrossMultiheadAttention',
+    'mmpretrain.models.utils.attention.WindowMSAV2',
+    'mmseg.models.backbones.beit.BEiTAttention',
+    'torch.nn.modules.activation.MultiheadAttention',
+}
+_ATTENTION = {
+    'mmdet.models.backbones.swin.WindowMSA',
+    'mmpretrain.models.backbones.davit.ChannelAttention',
+    'mmpretrain.models.backbones.davit.DaViTWindowMSA',
+    'mmpretrain.models.backbones.efficientformer.AttentionWithBias',
+    'mmpretrain.models.backbones.hivit.Attention',
+    'mmpretrain.models.backbones.levit.Attention',
+    'mmpretrain.models.backbones.levit.AttentionSubsample',
+    'mmpretrain.models.backbones.mvit.MultiScaleAttention',
+    'mmpretrain.models.backbones.twins.LocallyGroupedSelfAttention',
+    'mmpretrain.models.backbones.vit_eva02.AttentionWithRoPE',
+    'mmpretrain.models.backbones.vit_sam.Attention',
+    'mmpretrain.models.backbones.xcit.ClassAttntion',
+    'mmpretrain.models.backbones.xcit.XCA',
+    'mmpretrain.models.utils.attention.BEiTAttention',
+    'mmpretrain.models.utils.attention.ChannelMultiheadAttention',
+    'mmpretrain.models.utils.attention.CrossMultiheadAttention',
+    'mmpretrain.models.utils.attention.LeAttention',
+    'mmpretrain.models.utils.attention.MultiheadAttention',
+    'mmpretrain.models.utils.attention.WindowMSA',
+    'mmpretrain.models.utils.attention.WindowMSAV2',
+    'mmseg.models.backbones.beit.BEiTAttention',
+    'mmseg.models.backbones.swin.WindowMSA',
+    'mmseg.models.backbones.twins.LocallyGroupedSelfAttention',
+    'torch.nn.modules.activation.MultiheadAttention',
+}
+_MADE: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def register_weight_reader(kind: type[nn.Module]) -> type[nn.Module]:
+    """Class decorator: the forward uses its linear layers' weights itself.
+
+    Calls ``F.linear(x, self.<layer>.weight, ...)`` in the forward of such a
+    module, or of a subclass, then are calls of the layer, so that it is
+    quantized and distilled.
+
+    Args:
+        kind (type): The module's class.
+
+    Returns:
+        type: The same class.
+
+    Examples:
+        >>> import torch
+        >>> from fpq_plugin import convert, register_weight_reader
+        >>> @register_weight_reader
+        ... class Tied(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.encode = torch.nn.Linear(8, 4)
+        ...     def forward(self, x):
+        ...         return torch.nn.functional.linear(
+        ...             x, self.encode.weight)
+        >>> model = Tied()
+        >>> table = convert(model)
+    """
+    _READERS.add(_path(kind))
+    return kind
+
+
+def register_attention(kind: type[nn.Module]) -> type[nn.Module]:
+    """Class decorator: the forward multiplies activations, as attention does.
+
+    Its first product (``@``, ``torch.matmul``, ``torch.bmm``) of two
+    activations is q k^T, its second attn v, and so on in turn;
+    ``F.scaled_dot_product_attention`` is both. The option ``attention``
+    quantizes their operands.
+
+    Args:
+        kind (type): The module's class.
+
+    Returns:
+        type: The same class.
+    """
+    _ATTENTION.add(_path(kind))
+    return kind
+
+
+class RoutedModule(nn.Module):
+    """A module whose reads of its layers' weights are calls of the layers.
+
+    Attributes:
+        unrouted_type (type): The class before :func:`route`.
+        products (AttentionProducts): Where the products are quantized.
+    """
+
+    unrouted_type: type[nn.Module]
+
+    @classmethod
+    def enter(cls, module: nn.Module) -> None:
+        """Make ``module`` routed, in place."""
+        module.__class__ = cls
+
+    def leave(self) -> None:
+        """Make the module what it was."""
+        if 'products' in self._modules:
+            del self.products
+        self.__class__ = self.unrouted_type
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with _CallLayers(self):
+            return self.unrouted_type.forward(self, *args, **kwargs)
+
+
+class _CallLayers(TorchFunctionMode):
+    """``F.linear`` with a child layer's weight is a call of that layer."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.layers = {
+            id(child.weight): child
+            for child in module.children()
+            if isinstance(getattr(child, 'weight', None), nn.Parameter)
+        }
+        self.products = None
+        if 'products' in module._modules:
+            self.products = ProductCalls(module.products)
+        self.running: list[nn.Module] = []
+        self.handles: list[Any] = []
+
+    def __enter__(self):
+        # A float layer's own forward reads its weight too.
+        for layer in self.layers.values():
+            self.handles += [
+                layer.register_forward_pre_hook(self._start),
+                layer.register_forward_hook(self._stop),
+            ]
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        for handle in self.handles:
+            handle.remove()
+        return super().__exit__(*error)
+
+    def _start(self, layer: nn.Module, args: tuple) -> None:
+        self.running.append(layer)
+
+    def _stop(self, layer: nn.Module, args: tuple, output: Any) -> None:
+        self.running.remove(layer)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is F.linear:
+            return self._linear(*args, **kwargs)
+        if self.products is not None and self.products.takes(func, args):
+            return self.products(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _linear(self,
+                input: Tensor,
+                weight: Tensor,
+                bias: Tensor | None = None) -> Tensor:
+        layer = self.layers.get(id(weight))
+        if layer is None or layer in self.running:
+            return F.linear(input, weight, bias)
+        out = layer(input)
+        if bias is layer.bias:
+            return out
+        if layer.bias is not None:
+            out = out - layer.bias
+        return out if bias is None else out + bias
+
+
+def route(model: nn.Module) -> None:
+    """Route every module of the model that needs it, in place."""
+    for module in list(model.modules()):
+        kind = type(module)
+        if (not isinstance(module, RoutedModule)
+                and _is_one_of(kind, _READERS)):
+            _routed_type(kind).enter(module)
+
+
+def route_attention(model: nn.Module, chosen: Callable[[str], bool],
+                    build: Callable[[str], AttentionProducts]) -> list[str]:
+    """Route the attention modules, with products to be quantized.
+
+    Args:
+        model (nn.Module): A model after :func:`route`, changed in place.
+        chosen (Callable): Whether to take the module of a name.
+        build (Callable): Makes the quantizers for the module of that name.
+
+    Returns:
+        list[str]: Names of the attention modules.
+    """
+    names = []
+    for name, module in list(model.named_modules()):
+        if not _is_one_of(type(module), _ATTENTION) or not chosen(name):
+            continue
+        parameter = next(module.parameters())
+        if not isinstance(module, RoutedModule):
+            _routed_type(type(module)).enter(module)
+        # A frozen module's scales are frozen: DDP asks at wrap time.
+        products = build(name).to(parameter.device).train(module.training)
+        module.add_module(
+            'products', products.requires_grad_(parameter.requires_grad))
+        names.append(name)
+    return names
+
+
+def unroute(model: nn.Module) -> None:
+    """Undo :func:`route`."""
+    for module in list(model.modules()):
+        if isinstance(module, RoutedModule):
+            module.leave()
+
+
+def register_routed(kind: type[nn.Module]) -> Callable:
+    """Class decorator: modules of type ``kind`` are routed by the class."""
+
+    def register(cls: type[RoutedModule]) -> type[RoutedModule]:
+        cls.unrouted_type = kind
+        _MADE[kind] = cls
+        return cls
+
+    return register
+
+
+def _is_one_of(kind: type[nn.Module], paths: set[str]) -> bool:
+    return any(_path(base) in paths for base in kind.__mro__)
+
+
+def _routed_type(kind: type[nn.Module]) -> type[RoutedModule]:
+    if kind not in _MADE:
+        _MADE[kind] = type(
+            f'Routed{kind.__name__}', (RoutedModule, kind),
+            dict(
+                __doc__=f'``{kind.__name__}``, routed.',
+                __module__=__name__,
+                unrouted_type=kind))
+    return _MADE[kind]
+
+
+def _path(kind: type) -> str:
+    return f'{kind.__module__}.{kind.__qualname__}'
