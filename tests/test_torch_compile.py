@@ -80,6 +80,7 @@ def test_a_copy_draws_from_its_own_clock(model):
 
 
 # Dynamo cannot trace Brevitas's layers.
+@pytest.mark.slow
 @pytest.mark.parametrize('backend', ['torch_ao'])
 def test_a_compiled_run_logs_what_a_plain_one_does(fpq_config):
     """MMEngine's ``compile`` option, which compiles ``train_step``."""
