@@ -78,6 +78,8 @@ def test_options_that_cannot_work_are_refused():
         FPQHook(export=True)
     with pytest.raises(ValueError, match='fpq.export: must end in .onnx'):
         FPQHook(export='model.pth')
+    with pytest.raises(ValueError, match='fpq.export: nothing to export'):
+        FPQHook(weight=None, activation=None, export='model.onnx')
 
 
 def test_a_missing_folder_stops_before_the_training(fpq_config, tmp_path):
