@@ -1,4 +1,4 @@
-"""Biases that onnxruntime would round are added after their layer."""
+"""Biases of layers whose output is quantized again."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from .lower import MARK, number_of
 LARGEST_SHIFT = 1 / 256
 
 
-def keep_biases(graph: Graph, weights: dict[str, Integers],
-                quantizers: Sequence[Quantizer]) -> None:
-    """Add a bias after its layer where rounding it would be seen.
+def lower_biases(graph: Graph, weights: dict[str, Integers],
+                 quantizers: Sequence[Quantizer]) -> None:
+    """Make biases integers for 8-bit kernels, or add them in float.
 
-    onnxruntime 1.24 rounds the bias of a layer between DequantizeLinear and
-    QuantizeLinear to whole steps of input times weight. Its 8-bit kernels
-    need that, and such a step is far below that of an 8-bit output; at fewer
-    bits there is no kernel, and it is not. A float weight it would round too.
+    An 8-bit kernel takes the bias in whole steps of input times weight. Such
+    a step is far below that of an 8-bit output, and the bias becomes int32.
+    At fewer bits it is not, and there is no kernel: the bias is added after
+    the layer, since onnxruntime 1.24 rounds what is left inside (a float
+    weight too).
 
     Args:
         graph (Graph): The graph with features' quantizers as marks, changed
@@ -39,10 +40,14 @@ def keep_biases(graph: Graph, weights: dict[str, Integers],
         after = _quantizers_after(graph, node.output[0])
         if source is None or source.op_type != MARK or not after:
             continue
-        if not _has_kernel(weights.get(node.input[1]),
-                           integers(quantizers[number_of(source)]),
-                           [integers(quantizers[n]) for n in after]):
-            _add_after(graph, node)
+        bias = np.array(graph.value(node.input[2]))
+        whole = _whole_steps(bias, weights.get(node.input[1]),
+                             integers(quantizers[number_of(source)]),
+                             [integers(quantizers[n]) for n in after])
+        if whole is None:
+            _add_after(graph, node, bias)
+        else:
+            _store_integers(graph, node, *whole)
 
 
 def _quantizers_after(graph: Graph, name: str) -> list[int]:
@@ -56,19 +61,31 @@ def _quantizers_after(graph: Graph, name: str) -> list[int]:
     return found
 
 
-def _has_kernel(weight: Integers | None, before: Integers,
-                after: list[Integers]) -> bool:
-    """Whether an 8-bit kernel can take a layer, its bias rounded finely."""
-    if weight is None:
-        return False
-    shift = (before.step * weight.step).max() / 2
-    eight_bits = all(kind.is_full() for kind in (before, *after)) and (
-        weight.carrier.high > 7)
-    return eight_bits and shift <= LARGEST_SHIFT * after[0].step
+def _whole_steps(
+        bias: np.ndarray, weight: Integers | None, before: Integers,
+        after: list[Integers]) -> tuple[np.ndarray, np.ndarray] | None:
+    """The bias as integers times steps, None if that is too coarse."""
+    if weight is None or weight.carrier.high < 127 or not all(
+            kind.is_full() for kind in (before, *after)):
+        return None
+    step = np.broadcast_to(before.step * weight.step, bias.shape)
+    whole = np.round(bias.astype(np.float64) / step)
+    if step.max() / 2 > LARGEST_SHIFT * min(kind.step for kind in after) or (
+            np.abs(whole).max() >= 2**31):
+        return None
+    return whole.astype(np.int32), step.astype(np.float32)
 
 
-def _add_after(graph: Graph, node: onnx.NodeProto) -> None:
-    bias = graph.value(node.input[2])
+def _store_integers(graph: Graph, node: onnx.NodeProto, whole: np.ndarray,
+                    step: np.ndarray) -> None:
+    node.input[2] = graph.add(
+        'DequantizeLinear',
+        [graph.add_constant(whole), graph.add_constant(step)],
+        graph.new_name(),
+        axis=0)
+
+
+def _add_after(graph: Graph, node: onnx.NodeProto, bias: np.ndarray) -> None:
     if node.op_type != 'Gemm':
         # (C,) to (C, 1, 1): as many axes as the kernel has.
         kernel = next(a.ints for a in node.attribute
@@ -77,4 +94,4 @@ def _add_after(graph: Graph, node: onnx.NodeProto) -> None:
     out = node.output[0]
     node.output[0] = graph.new_name()
     del node.input[2]
-    graph.add('Add', [node.output[0], graph.add_constant(np.array(bias))], out)
+    graph.add('Add', [node.output[0], graph.add_constant(bias)], out)

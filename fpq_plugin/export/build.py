@@ -7,7 +7,7 @@ from onnx import version_converter
 from torch import Tensor, nn
 
 from ..quantizers import Quantizer
-from .bias import keep_biases
+from .bias import lower_biases
 from .fold import fold_batch_norm
 from .graph import Graph
 from .integers import integers
@@ -76,7 +76,7 @@ def build_onnx(model: nn.Module, example: Tensor) -> onnx.ModelProto:
         graph = Graph(proto)
     weights = lower_weights(graph, quantizers, names)
     fold_batch_norm(graph, weights)
-    keep_biases(graph, weights, quantizers)
+    lower_biases(graph, weights, quantizers)
     store_weights(graph, weights)
     lower_features(graph, quantizers)
     return _finish(proto, graph)

@@ -19,14 +19,15 @@ class ExportAtEnd:
     Args:
         file (str, optional): The file to write, in the work directory unless
             absolute; None: no export.
+        active (bool): Whether the run quantizes anything.
 
     Raises:
         TypeError: If ``file`` is not a path.
-        ValueError: If it does not end in ``.onnx``.
+        ValueError: If it does not end in ``.onnx``, or nothing is quantized.
         ImportError: If onnx or onnxruntime is not installed.
     """
 
-    def __init__(self, file: str | None) -> None:
+    def __init__(self, file: str | None, active: bool) -> None:
         self.file = file
         if file is None:
             return
@@ -36,6 +37,9 @@ class ExportAtEnd:
         if not file.endswith('.onnx'):
             raise ValueError('fpq.export: must end in .onnx, got '
                              f'{file!r}')
+        if not active:
+            raise ValueError('fpq.export: nothing to export, weight and '
+                             'activation are float. Set export=None.')
         missing = [n for n in ('onnx', 'onnxruntime') if find_spec(n) is None]
         if missing:
             raise ImportError(f'fpq.export: needs {" and ".join(missing)}: '

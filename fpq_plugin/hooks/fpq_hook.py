@@ -151,7 +151,7 @@ class FPQHook(Hook):
         self.num_images = _num_images(calibration)
         self.teacher = teacher
         self.scale_lr_mult = scale_lr_mult
-        self._export = ExportAtEnd(export)
+        self._export = ExportAtEnd(export, self.active)
 
         self._run_teacher = RunTeacher(teacher)
         self._fill_student = False

@@ -10,6 +10,7 @@ from runs import log_of, mim, train, write_config
 
 from fpq_plugin import FPQHook, load_model
 from fpq_plugin.export import export_checkpoint
+from fpq_plugin.export.__main__ import main
 from fpq_plugin.export.checkpoint import image_batches
 
 
@@ -44,6 +45,7 @@ def test_a_run_exports_at_its_end(fpq_config, tmp_path):
     assert first == second
 
 
+@pytest.mark.slow
 def test_top1_is_that_of_mim_test(digits, fp, tmp_path):
     path = write_config(
         tmp_path / 'mine.py', 'fashion_mnist/resnet_fpq_w2a2.py', **{
@@ -59,17 +61,18 @@ def test_top1_is_that_of_mim_test(digits, fp, tmp_path):
     assert report.opset == 21
 
 
-def test_bad_input_is_told_and_nothing_written(fpq_config, fp, tmp_path):
+def test_bad_input_is_told_and_nothing_written(fpq_config, fp, tmp_path,
+                                               monkeypatch):
     cfg = fpq_config()
     cfg.dump(str(tmp_path / 'config.py'))
     out = tmp_path / 'model.onnx'
-    done = export(tmp_path / 'config.py', fp, '-o', out)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(
-        'python -m fpq_plugin.export: the checkpoint ')
-    assert 'is of a full-precision model' in done.stderr
-    done = export(tmp_path / 'config.py', tmp_path / 'no.pth', '-o', out)
-    assert 'no file' in done.stderr.splitlines()[-1]
+    for checkpoint, why in ((fp, 'is of a full-precision model'),
+                            (tmp_path / 'no.pth', 'no file')):
+        monkeypatch.setattr('sys.argv', [
+            'export', str(tmp_path / 'config.py'), str(checkpoint), '-o',
+            str(out)])
+        with pytest.raises(SystemExit, match=why):
+            main()
     assert not out.exists()
 
 
@@ -78,6 +81,8 @@ def test_options_that_cannot_work_are_refused():
         FPQHook(export=True)
     with pytest.raises(ValueError, match='fpq.export: must end in .onnx'):
         FPQHook(export='model.pth')
+    with pytest.raises(ValueError, match='fpq.export: nothing to export'):
+        FPQHook(weight=None, activation=None, export='model.onnx')
 
 
 def test_a_missing_folder_stops_before_the_training(fpq_config, tmp_path):
