@@ -85,9 +85,14 @@ class StochasticFeaturePerturbation(nn.Module):
         """
         if not self.training or not quantizer.has_step():
             return quantizer(x)
+        step = self.step_along(quantizer, x)
         if self.where == 'before':
-            return quantizer(self._perturbed(x, quantizer.step()))
-        return self._perturbed(quantizer(x), quantizer.step())
+            return quantizer(self._perturbed(x, step))
+        return self._perturbed(quantizer(x), step)
+
+    def step_along(self, quantizer: nn.Module, x: Tensor) -> Tensor:
+        """The step s, broadcasting to ``x``."""
+        return quantizer.step()
 
     def _perturbed(self, x: Tensor, step: Tensor) -> Tensor:
         if is_compiling() and perturb_op.AVAILABLE:

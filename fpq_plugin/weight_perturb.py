@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmengine.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 
 from .perturb import StochasticFeaturePerturbation
 
@@ -31,6 +31,8 @@ class StochasticWeightPerturbation(StochasticFeaturePerturbation):
     def __init__(self, p: float = 0.1, where: str = 'after') -> None:
         super().__init__(p, where)
 
-    def perturb(self, x: Tensor, step: Tensor, key: int) -> Tensor:
-        channels = step.view(-1, *[1] * (x.dim() - 1))
-        return super().perturb(x, channels, key)
+    def step_along(self, quantizer: nn.Module, x: Tensor) -> Tensor:
+        shape = [1] * x.dim()
+        if quantizer.is_per_channel:
+            shape[quantizer.ch_axis] = -1
+        return quantizer.step().view(shape)

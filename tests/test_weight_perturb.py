@@ -73,3 +73,20 @@ def test_brevitas_layers_refuse_grids_without_an_integer_zero_point():
             nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)),
             backend='brevitas',
             activation=dict(type='LSQPlusFakeQuantize'))
+
+
+def test_transposed_convolutions_have_their_channels_on_another_axis():
+    model = nn.Sequential(
+        nn.ConvTranspose2d(2, 3, 3), nn.ConvTranspose2d(3, 4, 3))
+    convert(
+        model,
+        weight=dict(bits=2),
+        perturbation=dict(type='StochasticWeightPerturbation', p=1.0))
+    calibrate(model, [torch.randn(4, 2, 8, 8)])
+    layer = model[0]
+    clean = layer.weight_quantizer(layer.weight)
+    noise = (layer.quantized_weight(layer.weight) - clean).abs()
+    step = layer.weight_quantizer.step()
+    assert step.shape == (3, )
+    assert (noise.amax((0, 2, 3)) / step).max() <= 0.5 + 1e-4
+    assert (noise.amax((0, 2, 3)) / step).min() > 0.3

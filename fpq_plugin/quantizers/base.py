@@ -152,10 +152,23 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
         self.max_val.fill_(-torch.inf)
 
     def calculate_qparams(self, **kwargs) -> tuple[Tensor, Tensor]:
-        """Current step and zero point, as torch.ao's ``convert`` asks."""
-        return self.step(), self.zero_point.clone()
+        """Current step and zero point, as torch.ao's ``convert`` asks.
+
+        Raises:
+            NotImplementedError: As :meth:`grid`.
+        """
+        return self.grid().step, self.zero_point.clone()
 
     def grid(self) -> Grid:
+        """The integers that its values stand for.
+
+        Raises:
+            NotImplementedError: If not :attr:`integer_zero_point`.
+        """
+        if not self.integer_zero_point:
+            raise NotImplementedError(
+                f'{type(self).__name__} has no integer zero point, so no '
+                'integers stand for its values; LSQFakeQuantize has')
         return Grid(self.step(), self.zero_point, self.quant_min,
                     self.quant_max,
                     self.ch_axis if self.is_per_channel else None)

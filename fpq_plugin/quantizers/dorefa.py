@@ -90,13 +90,3 @@ class DoReFaFakeQuantize(BaseFakeQuantize):
             self.quant_min, self.quant_max,
             self.ch_axis if self.is_per_channel else None) + half
         return out.to(x.dtype)
-
-    def calculate_qparams(self, **kwargs) -> tuple[Tensor, Tensor]:
-        """None that is whole.
-
-        Raises:
-            ValueError: Always: the zero point would be a half.
-        """
-        raise ValueError("DoReFa's weights are odd multiples of half a step, "
-                         'without an integer zero point; use LSQFakeQuantize '
-                         'to convert to integers')

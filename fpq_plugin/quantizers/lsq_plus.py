@@ -71,15 +71,3 @@ class LSQPlusFakeQuantize(LSQFakeQuantize):
         wide = x.to(torch.promote_types(x.dtype, offset.dtype))
         out = super().fake_quantize(wide - offset) + offset
         return out.to(x.dtype)
-
-    def calculate_qparams(self, **kwargs) -> tuple[Tensor, Tensor]:
-        """As for LSQ, if symmetric.
-
-        Raises:
-            ValueError: If asymmetric: the offset is no integer zero point.
-        """
-        if not self.integer_zero_point:
-            raise ValueError('LSQ+ has a learned offset, which is no integer '
-                             'zero point; use LSQFakeQuantize to convert to '
-                             'integers')
-        return super().calculate_qparams(**kwargs)

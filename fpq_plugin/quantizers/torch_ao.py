@@ -11,6 +11,7 @@ from torch.ao.quantization import (
     MovingAveragePerChannelMinMaxObserver,
 )
 
+from .grid import Grid
 from .quantizer import Quantizer
 
 
@@ -137,9 +138,10 @@ class TorchAOFakeQuantize(Quantizer):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return self.fake(wide).to(x.dtype)
 
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Current step and zero point."""
-        return self.step(), self.zero_point.clone()
+    def grid(self) -> Grid:
+        return Grid(self.step(), self.zero_point, self.quant_min,
+                    self.quant_max,
+                    self.ch_axis if self.is_per_channel else None)
 
     def extra_repr(self) -> str:
         kind = 'per channel' if self.is_per_channel else 'per tensor'

@@ -352,13 +352,27 @@ def test_torch_ao_follows_the_moving_average_in_training_alone():
     assert quantizer.step().item() == pytest.approx(1.5 / 255)
 
 
-@pytest.mark.parametrize('cls', [LSQPlusFakeQuantize, DoReFaFakeQuantize])
-def test_grids_without_an_integer_zero_point_are_not_converted(cls):
-    quantizer = cls(bits=4)
-    quantizer(torch.randn(5))
-    assert not quantizer.integer_zero_point
-    with pytest.raises(ValueError, match='integer zero point'):
-        quantizer.calculate_qparams()
+@each
+def test_values_are_those_of_its_integers_or_it_has_none(cls, reference,
+                                                         weight):
+    quantizer = make(cls, weight, 4, 6)
+    x = torch.randn(6, 50)
+    quantizer(x)
+    values = quantizer.eval()(x)
+    if cls is DoReFaFakeQuantize or (cls is LSQPlusFakeQuantize
+                                     and not weight):
+        with pytest.raises(NotImplementedError, match='integer zero point'):
+            quantizer.grid()
+        with pytest.raises(NotImplementedError, match='integer zero point'):
+            quantizer.calculate_qparams()
+        return
+    grid = quantizer.grid()
+    shape = (-1, 1) if grid.ch_axis == 0 else (1, 1)
+    step, zero_point = grid.step.view(shape), grid.zero_point.view(shape)
+    integers = torch.round(values / step) + zero_point
+    assert grid.quant_min <= integers.min()
+    assert integers.max() <= grid.quant_max
+    torch.testing.assert_close((integers - zero_point) * step, values)
 
 
 def test_dorefa_is_refused_for_features():
