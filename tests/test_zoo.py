@@ -9,6 +9,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from runs import CONFIGS, log_of, scalars_of
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
 from fpq_plugin.layers import quantized_layers
@@ -93,6 +94,12 @@ def run(tmp_path, name, backend, backbone=None, **more):
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     model.init_weights()
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    with torch.no_grad():  # batch norm statistics of these weights
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.momentum = None
+        model.train()(dataset.images / 60.0 - 2.0)
     torch.save(model.state_dict(), tmp_path / 'fp.pth')
     runner = Runner.from_cfg(cfg)
     runner.train()
