@@ -47,7 +47,7 @@ SEGMENTORS = {
 LOAD = dict(backend_args=None, type='LoadImageFromFile')
 
 
-def detection_data(folder: Path, masks: bool) -> dict:
+def detection_data(folder: Path, masks: bool, size: int = SIZE) -> dict:
     """The shapes as mmdet reads them."""
     return dict(
         type='CocoDataset',
@@ -58,7 +58,7 @@ def detection_data(folder: Path, masks: bool) -> dict:
         pipeline=[
             LOAD,
             dict(type='LoadAnnotations', with_bbox=True, with_mask=masks),
-            dict(type='Resize', scale=(SIZE, SIZE)),
+            dict(type='Resize', scale=(size, size)),
             dict(type='PackDetInputs'),
         ])
 

@@ -18,6 +18,7 @@ from mmengine import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch.nn.modules.batchnorm import _BatchNorm
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / 'benchmarks/results'
@@ -109,14 +110,17 @@ def with_fragment(cfg: Config, backend: str, checkpoint: str) -> Config:
 
 
 def train(cfg: Config, name: str, save_to: str | None = None):
-    """Two iterations; with ``save_to``, the start weights go there first."""
+    """Two iterations; with ``save_to``, the weights go there after them."""
     cfg.experiment_name = name
     runner = Runner.from_cfg(cfg)
     if save_to:
-        runner.model.init_weights()
-        torch.save(dict(state_dict=runner.model.state_dict()), save_to)
-        runner.load_checkpoint(save_to)
+        for module in runner.model.modules():
+            if isinstance(module, _BatchNorm):
+                # Statistics that fit the weights, after two batches.
+                module.momentum = None
     runner.train()
+    if save_to:
+        torch.save(dict(state_dict=runner.model.state_dict()), save_to)
     record, = (h for h in runner.hooks if isinstance(h, StepRecord))
     return record, runner
 

@@ -11,7 +11,7 @@ from mmengine.registry import HOOKS, MODELS, init_default_scope
 from torch import nn
 
 from .compat import load_file
-from .state import bare_state, refuse_other_quantization
+from .state import bare_state, load_exactly, refuse_other_quantization
 
 
 def load_model(config: str | Config,
@@ -33,7 +33,7 @@ def load_model(config: str | Config,
 
     Raises:
         ValueError: If the config has no FPQHook, or the checkpoint is not of
-            its quantization.
+            its model or quantization.
     """
     cfg = Config.fromfile(config) if isinstance(config, str) else config
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
@@ -49,7 +49,7 @@ def load_model(config: str | Config,
         refuse_other_quantization(
             model, state, f'the checkpoint {checkpoint!r}',
             'Use the config that the model was trained with.')
-    model.load_state_dict(state)
+    load_exactly(model, state)
     model._config = cfg
     model._dataset_meta = content.get('meta', {}).get('dataset_meta')
     return model.to(device).eval()

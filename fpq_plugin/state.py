@@ -89,6 +89,28 @@ def refuse_other_architecture(own: Mapping[str, Tensor],
     raise ValueError('\n'.join(lines))
 
 
+def load_exactly(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state that has all of the model's keys and no others.
+
+    What the model's own loading hooks drop (Swin V2 computes its tables
+    anew) may be missing then.
+
+    Args:
+        model (nn.Module): The model.
+        state (Mapping[str, Tensor]): Its state.
+
+    Raises:
+        ValueError: Naming the keys that are missing or too many.
+    """
+    result = model.load_state_dict(dict(state), strict=False)
+    missing = [k for k in result.missing_keys if k not in state]
+    if missing or result.unexpected_keys:
+        raise ValueError(
+            'the state does not fit the model: missing '
+            f'{first_few(missing) or "nothing"}; not in the model '
+            f'{first_few(result.unexpected_keys) or "nothing"}')
+
+
 def first_few(names: list[str], most: int = 5) -> str:
     """The first of ``names``, and how many more there are."""
     more = f' and {len(names) - most} more' if len(names) > most else ''

@@ -12,7 +12,12 @@ from torch import nn
 
 from .compat import load_file
 from .convert import to_float
-from .state import bare_state, float_state, refuse_other_architecture
+from .state import (
+    bare_state,
+    float_state,
+    load_exactly,
+    refuse_other_architecture,
+)
 
 
 def copy_float(model: nn.Module) -> nn.Module:
@@ -24,7 +29,7 @@ def copy_float(model: nn.Module) -> nn.Module:
 
 def fill_from_student(teacher: nn.Module, student: nn.Module) -> None:
     """Copy the student's latent weights and statistics to the teacher."""
-    teacher.load_state_dict(float_state(student))
+    load_exactly(teacher, float_state(student))
 
 
 def fill_from_file(teacher: nn.Module, path: str, key: str) -> None:
