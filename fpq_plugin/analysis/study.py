@@ -86,13 +86,13 @@ def run_study(subjects: Sequence[Subject],
             subject, prepared(subject.model, raw_batches), settings,
             whole=subject in last)
     say(f'\nfeatures of {layer}')
-    return dict(
+    return _plain(dict(
         layer=layer,
         images=sum(len(b) for b in prepared(subjects[0].model, raw_batches)),
         probes=settings.probes,
         seed=settings.seed,
         models=models,
-        features=_features(last, raw_batches, layer))
+        features=_features(last, raw_batches, layer)))
 
 
 def _measure(subject: Subject, batches: list[MMBatch],
@@ -127,15 +127,14 @@ def _measure(subject: Subject, batches: list[MMBatch],
     result.update(
         eigenvalues=[asdict(value) for value in top],
         lowest_eigenvalue=asdict(lowest[0]),
-        density=_plain(asdict(density)),
-        output_variance=_plain(
-            asdict(timed('output variance', output_variance))),
+        density=asdict(density),
+        output_variance=asdict(timed('output variance', output_variance)),
         slice_1d=dict(
             steps=STEPS_1D,
-            loss=timed('1-D slice', loss_slice, STEPS_1D).tolist()),
+            loss=timed('1-D slice', loss_slice, STEPS_1D)),
         slice_2d=dict(
             steps=STEPS_2D,
-            loss=timed('2-D slice', loss_slice, STEPS_2D, axes=2).tolist()),
+            loss=timed('2-D slice', loss_slice, STEPS_2D, axes=2)),
         layers=_layer_rows(subject, batches, trace.layers))
     return result
 
@@ -157,7 +156,7 @@ def _layer_rows(subject: Subject, batches: list[MMBatch],
 def _features(last: list[Subject], raw_batches: Sequence[Any],
               layer: str) -> dict[str, Any]:
     """Figs. 3 and 4: each family's last model, and a naive one."""
-    models = {subject.label: subject.model for subject in last}
+    models = {subject.family: subject.model for subject in last}
     full = next((s for s in last if not s.is_quantized()), None)
     quantized = next((s for s in last if s.is_quantized()), None)
     if full is not None and quantized is not None:
@@ -170,17 +169,18 @@ def _features(last: list[Subject], raw_batches: Sequence[Any],
     histograms = feature_histograms(models, batches, layer)
     return dict(
         channels={
-            label: _plain(asdict(channel_ranges(model, batches[label],
-                                                layer)))
+            label: asdict(channel_ranges(model, batches[label], layer))
             for label, model in models.items()
         },
-        histograms=_plain(asdict(histograms)))
+        histograms=asdict(histograms))
 
 
 def _plain(value: Any) -> Any:
-    """Tensors and tuples as lists, all the way down."""
+    """Lists of numbers of six digits, all the way down."""
     if isinstance(value, torch.Tensor):
-        return value.tolist()
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return float(f'{value:.6g}')
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -6,10 +6,10 @@ from typing import Any
 
 
 def whole(study: dict[str, Any]) -> dict[str, dict]:
-    """The models of which all was measured, by label."""
+    """The models of which all was measured, one of each family."""
     return {
-        label: model
-        for label, model in study['models'].items() if 'layers' in model
+        model['family']: model
+        for model in study['models'].values() if 'layers' in model
     }
 
 

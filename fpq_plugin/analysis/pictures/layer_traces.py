@@ -11,7 +11,7 @@ from .families import whole
 
 def draw_layer_traces(study: dict[str, Any], path: Path) -> Path:
     """Draw the trace of each layer's block, in the order of the layers."""
-    figure, ax = canvas()
+    figure, ax = canvas(height=5)
     for label, model in whole(study).items():
         rows = model['layers']
         ax.errorbar(range(len(rows)), [r['trace']['value'] for r in rows],

@@ -25,6 +25,7 @@ def draw_noise_gradient(study: dict[str, Any], path: Path) -> Path:
         ax.plot(places, [n['clean'] for n in norms], color='0.5',
                 marker='.', linestyle=':' if over else '', label='no noise')
         if over:
+            ax.xaxis.get_major_locator().set_params(integer=True)
             ax.set_xlabel('epoch')
             ax.set_title(family)
         else:

@@ -17,7 +17,7 @@ def draw_sqnr(study: dict[str, Any], path: Path) -> Path | None:
     }
     if not models:
         return None
-    figure, axes = canvas(3, sharey=True)
+    figure, axes = canvas(3, height=5, sharey=True)
     for ax, part in zip(axes, ('weight', 'input', 'output')):
         for label, rows in models.items():
             ax.plot([r['name'] for r in rows],

@@ -25,6 +25,7 @@ def draw_trace(study: dict[str, Any], path: Path) -> Path:
                           [m['trace']['value'] for m in models],
                           [m['trace']['error'] for m in models],
                           marker='o', capsize=3, label=family)
+        over.xaxis.get_major_locator().set_params(integer=True)
         over.set_xlabel('epoch')
         over.set_ylabel("trace of the task loss's Hessian")
         over.set_ylim(bottom=0)
