@@ -11,7 +11,13 @@ from .compat import (
 )
 from .convert import convert, to_float
 from .distill import Distiller
-from .hooks import FPQHook
+from .hooks import (
+                     FPQHook,
+                     HessianTraceHook,
+                     NoiseGradientHook,
+                     OutputVarianceHook,
+                     SQNRHook,
+)
 from .inference import load_model
 from .layers import QuantizedLayer, register_layer
 from .losses import CSDLoss
@@ -24,8 +30,10 @@ allow_mmengine_checkpoints()
 allow_launch_without_accelerator()
 
 __all__ = [
-    'BaseFakeQuantize', 'CSDLoss', 'Distiller', 'FPQHook', 'LSQFakeQuantize',
-    'QuantizedLayer', 'Quantizer', 'StochasticFeaturePerturbation',
+    'BaseFakeQuantize', 'CSDLoss', 'Distiller', 'FPQHook', 'HessianTraceHook',
+    'LSQFakeQuantize', 'NoiseGradientHook', 'OutputVarianceHook',
+    'QuantizedLayer', 'Quantizer', 'SQNRHook',
+    'StochasticFeaturePerturbation',
     '__version__',
     'calibrate', 'convert', 'load_model', 'param_groups', 'register_layer',
     'to_float'

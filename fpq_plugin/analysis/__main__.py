@@ -12,17 +12,15 @@ import platform
 import shlex
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from ..version import __version__
 from .data import SPLITS, draw, loader_of
+from .extras import require_extras
 from .study import StudySettings, run_study, study_layer
 from .subject import load_subjects
-
-_NEEDED = dict(curvlinops='curvlinops-for-pytorch', matplotlib='matplotlib')
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -47,10 +45,7 @@ def analyse(args: argparse.Namespace, command: str) -> None:
         ValueError: If an argument, a file or the data is wrong.
         ImportError: If a package is missing.
     """
-    missing = [pip for name, pip in _NEEDED.items() if find_spec(name) is None]
-    if missing:
-        raise ImportError(f'{" and ".join(missing)} missing: '
-                          "pip install 'fpq-openmmlab[analysis]'")
+    require_extras('curvlinops', 'matplotlib')
     if len(args.models) % 2:
         raise ValueError('give pairs CONFIG CHECKPOINT; the last one, '
                          f'{args.models[-1]!r}, has no partner')

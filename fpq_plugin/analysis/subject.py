@@ -21,7 +21,7 @@ class Subject:
         family (str): The config's name: models of a family are one run's.
         epoch (int, optional): Epoch of the checkpoint, if it says so.
         config (Config): The config.
-        checkpoint (str): Path of the checkpoint.
+        files (tuple[str, str]): Paths of config and checkpoint as given.
         model (nn.Module): The model in eval mode.
         label (str): Name in pictures and tables, unique in an analysis.
     """
@@ -29,7 +29,7 @@ class Subject:
     family: str
     epoch: int | None
     config: Config
-    checkpoint: str
+    files: tuple[str, str]
     model: nn.Module
     label: str
 
@@ -50,7 +50,7 @@ def load_subjects(pairs: list[tuple[str, str]],
     labels = [subject.label for subject in subjects]
     for subject in subjects:
         if labels.count(subject.label) > 1:
-            stem = osp.splitext(osp.basename(subject.checkpoint))[0]
+            stem = osp.splitext(osp.basename(subject.files[1]))[0]
             subject.label = f'{subject.family} {stem}'
     labels = [subject.label for subject in subjects]
     twice = sorted({label for label in labels if labels.count(label) > 1})
@@ -83,4 +83,4 @@ def _load(config: str, checkpoint: str, device: str) -> Subject:
                          ) from error
     family = osp.splitext(osp.basename(config))[0]
     epoch = load_file(checkpoint).get('meta', {}).get('epoch')
-    return Subject(family, epoch, cfg, checkpoint, model, family)
+    return Subject(family, epoch, cfg, (config, checkpoint), model, family)

@@ -1,7 +1,7 @@
-"""Pictures of an analysis, one file each; they take its JSON."""
+"""Pictures, one file each; they take the JSON of what was measured."""
 
-from .canvas import canvas, save
 from .channel_ranges import draw_channel_ranges
+from .course import draw_course
 from .histograms import draw_histograms
 from .layer_traces import draw_layer_traces
 from .noise_gradient import draw_noise_gradient
@@ -12,7 +12,8 @@ from .sqnr import draw_sqnr
 from .trace import draw_trace
 
 __all__ = [
-    'canvas', 'draw_channel_ranges', 'draw_histograms', 'draw_layer_traces',
-    'draw_noise_gradient', 'draw_output_variance', 'draw_slice_1d',
-    'draw_slices_2d', 'draw_spectrum', 'draw_sqnr', 'draw_trace', 'save'
+    'draw_channel_ranges', 'draw_course', 'draw_histograms',
+    'draw_layer_traces', 'draw_noise_gradient', 'draw_output_variance',
+    'draw_slice_1d', 'draw_slices_2d', 'draw_spectrum', 'draw_sqnr',
+    'draw_trace'
 ]
