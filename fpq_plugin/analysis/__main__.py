@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(argv)
     try:
-        analyse(args, shlex.join(['python -m fpq_plugin.analysis', *argv]))
+        analyse(args, f'python -m fpq_plugin.analysis {shlex.join(argv)}')
     except (ValueError, ImportError) as error:
         sys.exit(f'error: {error}')
 
