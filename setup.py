@@ -29,9 +29,13 @@ BREVITAS = [
     'onnxoptimizer>=0.3.13,<0.5',
     'onnxruntime>=1.20,<1.25',
 ]
+ANALYSIS = [
+    # Below 4: fpq_plugin.analysis overrides how its Hessian multiplies.
+    'curvlinops-for-pytorch>=3.0.1,<4',
+    'matplotlib',
+]
 DEV = [
-    'mmcv-lite>=2.2.0', 'pytest', 'hypothesis', 'scikit-learn', 'matplotlib',
-    'ruff'
+    'mmcv-lite>=2.2.0', 'pytest', 'hypothesis', 'scikit-learn', 'ruff'
 ]
 
 setup(
@@ -49,7 +53,8 @@ setup(
     extras_require=dict(
         mmpretrain=MMPRETRAIN,
         brevitas=BREVITAS,
-        dev=MMPRETRAIN + BREVITAS + DEV),
+        analysis=ANALYSIS,
+        dev=MMPRETRAIN + BREVITAS + ANALYSIS + DEV),
     classifiers=[
         'License :: OSI Approved :: Apache Software License',
         'Programming Language :: Python :: 3',

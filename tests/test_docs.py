@@ -1,18 +1,21 @@
 """The code of the documentation runs, block after block."""
 
 import re
+from importlib.util import find_spec
 
 import pytest
+from mmengine.registry import HOOKS
 from runs import ROOT
 
 from brevitas_adapters.backend import BREVITAS
 from fpq_plugin import FPQHook
 
 TEXT = (ROOT / 'docs/brevitas.md').read_text()
+ANALYSIS = (ROOT / 'docs/analysis.md').read_text()
 
 
-def blocks(language):
-    return re.findall(rf'```{language}\n(.*?)```', TEXT, re.DOTALL)
+def blocks(language, text=TEXT):
+    return re.findall(rf'```{language}\n(.*?)```', text, re.DOTALL)
 
 
 @pytest.fixture
@@ -45,3 +48,23 @@ def test_the_brevitas_page_runs(tmp_path, monkeypatch, registered):
 def test_its_command_exists():
     command, = re.findall(r'python (tools/\S+)', TEXT)
     assert (ROOT / command).is_file()
+
+
+def test_the_analysis_page_runs():
+    hooks, code = blocks('python', ANALYSIS)
+    scope = {}
+    exec(hooks, scope)
+    assert len(scope['custom_hooks']) == 4
+    for hook in scope['custom_hooks']:
+        assert HOOKS.build(hook).interval == 1
+    exec(code, {})
+
+
+def test_the_analysis_pages_commands_and_pictures_exist():
+    assert find_spec('fpq_plugin.analysis.__main__')
+    for command in re.findall(r'python (benchmarks/\S+)', ANALYSIS):
+        assert (ROOT / command).is_file()
+    pictures = re.findall(r'!\[.*?\]\((\S+?)\)', ANALYSIS)
+    assert len(pictures) >= 5
+    for picture in pictures:
+        assert (ROOT / 'docs' / picture).is_file()
