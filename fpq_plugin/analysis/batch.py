@@ -73,7 +73,7 @@ class PlainBatch(Batch):
     """A batch of any model with ``model(inputs)``.
 
     Args:
-        inputs (Tensor): Inputs, (N, ...).
+        inputs (Tensor): Inputs, (N, ...); kept as attribute, as ``target``.
         target (Tensor): What ``criterion`` takes.
         criterion (Callable): From output and target to the mean loss.
             Defaults to cross entropy.
@@ -87,11 +87,11 @@ class PlainBatch(Batch):
                             Tensor] = nn.functional.cross_entropy
     ) -> None:
         self.inputs = inputs
-        self._target = target
+        self.target = target
         self._criterion = criterion
 
     def loss(self, model: nn.Module) -> Tensor:
-        return self._criterion(model(self.inputs), self._target)
+        return self._criterion(model(self.inputs), self.target)
 
     def output(self, model: nn.Module,
                inputs: Tensor | None = None) -> Tensor:

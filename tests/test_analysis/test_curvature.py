@@ -43,7 +43,7 @@ def test_operator_is_that_of_curvlinops_on_a_float_model():
     weights = [w.weight for w in weighted_layers(model).values()]
     theirs = HessianLinearOperator(
         model, nn.CrossEntropyLoss(), weights,
-        [(b.inputs, b._target) for b in batches])
+        [(b.inputs, b.target) for b in batches])
     ours = SurrogateHessian(model, weights, batches)
     vector = torch.randn(ours.shape[0]).double()
     torch.testing.assert_close(ours @ vector, theirs @ vector)

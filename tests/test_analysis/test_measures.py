@@ -60,7 +60,7 @@ def test_the_model_is_left_as_it_was(name, backend):
         fpq_plugin.convert(
             model.float(), backend=backend, perturbation=dict(p=1.0))
         fpq_plugin.calibrate(model, [b.inputs.float() for b in batches])
-        batches = [PlainBatch(b.inputs.float(), b._target) for b in batches]
+        batches = [PlainBatch(b.inputs.float(), b.target) for b in batches]
     model.train()
     model[1].eval()
     model[0].weight.requires_grad_(False)
@@ -92,7 +92,7 @@ def test_brevitas_lsq_has_the_curvature_of_our_own():
     traces = []
     for backend in ('torch_ao', 'brevitas'):
         model, batches = small_net(False).float(), small_batches()
-        batches = [PlainBatch(b.inputs.float(), b._target) for b in batches]
+        batches = [PlainBatch(b.inputs.float(), b.target) for b in batches]
         fpq_plugin.convert(model, backend=backend)
         fpq_plugin.calibrate(model, [b.inputs for b in batches])
         traces.append(hessian_trace(model, batches, 4).total.value)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from runs import log_of, scalars_of, train, weights
+from runs import ROOT, log_of, mim, scalars_of, train, weights, write_config
 
 import fpq_plugin  # noqa: F401
 from fpq_plugin import HessianTraceHook, OutputVarianceHook, load_model
@@ -95,6 +95,31 @@ def test_mistakes_stop_before_training(fpq_config, tmp_path):
                        'set has 1400'):
         train(cfg)
     assert not list(tmp_path.glob('*/epoch_*.pth'))
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_with_and_without(fp, tmp_path):
+    states = []
+    for name, hooks in (('plain', []), ('measured', HOOKS)):
+        config = write_config(
+            tmp_path / f'{name}.py', 'fashion_mnist/resnet_fpq_w4a4.py', **{
+                'train_cfg.max_epochs': 1,
+                'load_from': str(fp),
+                'custom_imports.imports': ['fpq_plugin', 'rank_dump'],
+                'custom_hooks': [*hooks, dict(type='RankDump')]
+            })
+        mim('train', 'mmpretrain', config, '--work-dir', name, '--launcher',
+            'pytorch', '--gpus', 2, cwd=tmp_path,
+            PYTHONPATH=f'{ROOT}:{ROOT / "tests"}')
+        states += [
+            torch.load(tmp_path / name / f'rank{rank}.pth', weights_only=True)
+            for rank in (0, 1)
+        ]
+    for rank in (0, 1):
+        for key, value in states[rank].items():
+            assert torch.equal(value, states[2 + rank][key]), key
+    rows = json.loads((tmp_path / 'measured/hessian_trace.json').read_text())
+    assert [row['epoch'] for row in rows] == [0, 1]
 
 
 @pytest.mark.parametrize(('make', 'message'), [
