@@ -29,9 +29,13 @@ BREVITAS = [
     'onnxoptimizer>=0.3.13,<0.5',
 ] + EXPORT
 SAM = ['pytorch_optimizer>=4.1,<5']
+ANALYSIS = [
+    # Below 4: fpq_plugin.analysis overrides how its Hessian multiplies.
+    'curvlinops-for-pytorch>=3.0.1,<4',
+    'matplotlib',
+]
 DEV = [
-    'mmcv-lite>=2.2.0', 'pytest', 'hypothesis', 'scikit-learn', 'matplotlib',
-    'ruff'
+    'mmcv-lite>=2.2.0', 'pytest', 'hypothesis', 'scikit-learn', 'ruff'
 ]
 
 setup(
@@ -51,7 +55,8 @@ setup(
         brevitas=BREVITAS,
         export=EXPORT,
         sam=SAM,
-        dev=MMPRETRAIN + BREVITAS + SAM + DEV),
+        analysis=ANALYSIS,
+        dev=MMPRETRAIN + BREVITAS + SAM + ANALYSIS + DEV),
     classifiers=[
         'License :: OSI Approved :: Apache Software License',
         'Programming Language :: Python :: 3',

@@ -11,7 +11,13 @@ from .compat import (
 )
 from .convert import convert, to_float
 from .distill import Distiller
-from .hooks import FPQHook
+from .hooks import (
+                     FPQHook,
+                     HessianTraceHook,
+                     NoiseGradientHook,
+                     OutputVarianceHook,
+                     SQNRHook,
+)
 from .inference import load_model
 from .layers import (
                       QuantizedLayer,
@@ -39,8 +45,9 @@ allow_launch_without_accelerator()
 
 __all__ = [
     'BaseFakeQuantize', 'CSDLoss', 'Distiller', 'DoReFaFakeQuantize',
-    'FPQHook', 'LSQFakeQuantize', 'LSQPlusFakeQuantize', 'LogitKD',
-    'PACTFakeQuantize', 'QuantizedLayer', 'Quantizer',
+    'FPQHook', 'HessianTraceHook', 'LSQFakeQuantize', 'LSQPlusFakeQuantize',
+    'LogitKD', 'NoiseGradientHook', 'OutputVarianceHook', 'PACTFakeQuantize',
+    'QuantizedLayer', 'Quantizer', 'SQNRHook',
     'StochasticFeaturePerturbation', 'StochasticWeightPerturbation',
     'TorchAOFakeQuantize', '__version__',
     'calibrate', 'convert', 'load_model', 'param_groups',

@@ -1,8 +1,10 @@
 """The code of the documentation runs, block after block."""
 
 import re
+from importlib.util import find_spec
 
 import pytest
+from mmengine.registry import HOOKS
 from runs import ROOT
 
 from brevitas_adapters.backend import BREVITAS
@@ -54,3 +56,24 @@ def test_the_export_page_runs(tmp_path, monkeypatch):
     for block in code:
         exec(block, scope)
     assert (tmp_path / 'model.onnx').exists()
+
+
+def test_the_analysis_page_runs():
+    hooks, code = blocks('analysis.md', 'python')
+    scope = {}
+    exec(hooks, scope)
+    assert len(scope['custom_hooks']) == 4
+    for hook in scope['custom_hooks']:
+        assert HOOKS.build(hook).interval == 1
+    exec(code, {})
+
+
+def test_the_analysis_pages_commands_and_pictures_exist():
+    assert find_spec('fpq_plugin.analysis.__main__')
+    text = (ROOT / 'docs/analysis.md').read_text()
+    for command in re.findall(r'python (benchmarks/\S+)', text):
+        assert (ROOT / command).is_file()
+    pictures = re.findall(r'!\[.*?\]\((\S+?)\)', text)
+    assert len(pictures) >= 5
+    for picture in pictures:
+        assert (ROOT / 'docs' / picture).is_file()
