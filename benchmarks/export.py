@@ -62,8 +62,7 @@ def trained_row(name: str, runs: Path) -> dict:
     config, checkpoint = CONFIGS / f'{name}.py', last_epoch(runs / name)
     with tempfile.TemporaryDirectory() as folder:
         report = export_checkpoint(
-            str(config), str(checkpoint), Path(folder) / 'model.onnx', IMAGES,
-            tolerance=100)
+            str(config), str(checkpoint), Path(folder) / 'model.onnx', IMAGES)
     row = dict(
         name=name, mim_test_top1=mim_top1(config, checkpoint),
         **report.as_dict())
@@ -71,8 +70,8 @@ def trained_row(name: str, runs: Path) -> dict:
     if name.endswith('w8a8'):
         model = load_model(str(config), str(checkpoint))
         row['torch_int8'] = measure_parity(
-            model, to_torch_int8(model),
-            image_batches(model, IMAGES)).as_dict()
+            model, [to_torch_int8(model)],
+            image_batches(model, IMAGES))[0].as_dict()
     return row
 
 

@@ -17,7 +17,7 @@ LARGEST_SHIFT = 1 / 256
 
 
 def lower_biases(graph: Graph, weights: dict[str, Integers],
-                 quantizers: Sequence[Quantizer]) -> None:
+                 quantizers: Sequence[Quantizer], whole: bool) -> None:
     """Make biases integers for 8-bit kernels, or add them in float.
 
     An 8-bit kernel takes the bias in whole steps of input times weight. Such
@@ -31,6 +31,7 @@ def lower_biases(graph: Graph, weights: dict[str, Integers],
             in place.
         weights (dict[str, Integers]): The quantized weights, by tensor.
         quantizers (Sequence[Quantizer]): Those of the marks' numbers.
+        whole (bool): False adds all of them in float.
     """
     for node in list(graph.nodes):
         if node.op_type not in ('Conv', 'ConvTranspose', 'Gemm') or (
@@ -41,13 +42,14 @@ def lower_biases(graph: Graph, weights: dict[str, Integers],
         if source is None or source.op_type != MARK or not after:
             continue
         bias = np.array(graph.value(node.input[2]))
-        whole = _whole_steps(bias, weights.get(node.input[1]),
-                             integers(quantizers[number_of(source)]),
-                             [integers(quantizers[n]) for n in after])
-        if whole is None:
+        steps = _whole_steps(
+            bias, weights.get(node.input[1]),
+            integers(quantizers[number_of(source)]),
+            [integers(quantizers[n]) for n in after]) if whole else None
+        if steps is None:
             _add_after(graph, node, bias)
         else:
-            _store_integers(graph, node, *whole)
+            _store_integers(graph, node, *steps)
 
 
 def _quantizers_after(graph: Graph, name: str) -> list[int]:

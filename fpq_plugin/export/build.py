@@ -47,12 +47,16 @@ def quantizers_of(model: nn.Module) -> dict[str, Quantizer]:
     }
 
 
-def build_onnx(model: nn.Module, example: Tensor) -> onnx.ModelProto:
+def build_onnx(model: nn.Module,
+               example: Tensor,
+               whole_biases: bool = True) -> onnx.ModelProto:
     """Build the ONNX model of a quantized, or a float, torch model.
 
     Args:
         model (nn.Module): In eval mode, takes and returns one tensor.
         example (Tensor): An input, the first axis is the batch.
+        whole_biases (bool): Whether biases become integers where 8-bit
+            kernels take them. Defaults to True.
 
     Returns:
         onnx.ModelProto: The checked model; its batch size is free.
@@ -76,7 +80,7 @@ def build_onnx(model: nn.Module, example: Tensor) -> onnx.ModelProto:
         graph = Graph(proto)
     weights = lower_weights(graph, quantizers, names)
     fold_batch_norm(graph, weights)
-    lower_biases(graph, weights, quantizers)
+    lower_biases(graph, weights, quantizers, whole_biases)
     store_weights(graph, weights)
     lower_features(graph, quantizers)
     return _finish(proto, graph)

@@ -62,8 +62,7 @@ def carrier(low: int, high: int, stored: bool) -> Carrier:
         ValueError: If there is none.
     """
     for kind in CARRIERS:
-        if (kind.low <= low and high <= kind.high
-                and (kind.low < 0) == (low < 0)
-                and (stored or kind.opset < 21)):
+        if kind.holds(low, high) and (kind.low < 0) == (low < 0) and (
+                stored or kind.opset < 21):
             return kind
     raise ValueError(f'no standard type holds integers of {low} to {high}')

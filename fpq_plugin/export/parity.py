@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -52,20 +52,26 @@ class Parity:
         """All figures, for JSON."""
         return {**asdict(self), 'equal': self.equal()}
 
-    def refuse(self, tolerance: float) -> None:
-        """Refuse models that are not the same.
+    def holds(self, tolerance: float) -> bool:
+        """Whether the models are the same.
 
         Args:
             tolerance (float): Share of inputs whose argmax may differ, in
                 %. One input may in any case.
+        """
+        return bool(np.isfinite(self.largest_difference)) and (
+            self.other_class <= max(1, tolerance / 100 * self.images))
+
+    def refuse(self, tolerance: float) -> None:
+        """Refuse models that are not the same, see :meth:`holds`.
 
         Raises:
-            ParityError: If more differ, or a logit is not finite.
+            ParityError: If they are not.
         """
         if not np.isfinite(self.largest_difference):
             raise ParityError('not exported: the exported model gives values '
                               'that are not finite')
-        if self.other_class > max(1, tolerance / 100 * self.images):
+        if not self.holds(tolerance):
             raise ParityError(
                 f'not exported: {self.other_class} of {self.images} images '
                 f'have another class in the exported model, more than '
@@ -76,33 +82,43 @@ class Parity:
 
 
 @torch.no_grad()
-def measure_parity(trained: nn.Module, exported: Callable[[Tensor], Tensor],
-                   batches: Iterable[Batch]) -> Parity:
-    """Run both models on all batches.
+def measure_parity(trained: nn.Module,
+                   exported: Sequence[Callable[[Tensor], Tensor]],
+                   batches: Iterable[Batch]) -> list[Parity]:
+    """Run the trained model and exported ones on all batches.
 
     Args:
         trained (nn.Module): The trained model, in eval mode; its output's
-            axis 1 or, on token tensors, last axis holds the classes.
-        exported (Callable): From inputs to the exported model's outputs.
+            axis 1 holds the classes.
+        exported (Sequence[Callable]): Each from inputs to outputs.
         batches (Iterable[Batch]): What to run them on.
 
     Returns:
-        Parity: The comparison.
+        list[Parity]: The comparison with each exported model.
     """
-    ours, theirs, labels = [], [], []
+    ours, labels = [], []
+    theirs: list[list[Tensor]] = [[] for _ in exported]
     for inputs, wanted in batches:
         ours.append(trained(inputs))
-        theirs.append(exported(inputs))
         labels.append(wanted)
-    one, two = torch.cat(ours).double(), torch.cat(theirs).double()
-    classes = [x.flatten(1).argmax(1) for x in (one, two)]
-    top1 = [None, None]
-    if all(wanted is not None for wanted in labels):
-        right = torch.cat(labels)
-        top1 = [100 * float((c == right).double().mean()) for c in classes]
-    far = (one - two).abs()
-    flat = one.flatten(1)
-    lost = flat.amax(1) - flat.gather(1, classes[1][:, None])[:, 0]
+        for run, outputs in zip(exported, theirs):
+            outputs.append(run(inputs))
+    known = all(wanted is not None for wanted in labels)
+    return [
+        _compare(torch.cat(ours), torch.cat(outputs),
+                 torch.cat(labels) if known else None) for outputs in theirs
+    ]
+
+
+def _compare(ours: Tensor, theirs: Tensor, labels: Tensor | None) -> Parity:
+    ours, theirs = (x.double().flatten(1) for x in (ours, theirs))
+    classes = [x.argmax(1) for x in (ours, theirs)]
+    top1 = [
+        None if labels is None else 100 * float(
+            (c == labels).double().mean()) for c in classes
+    ]
+    far = (ours - theirs).abs()
+    lost = ours.amax(1) - ours.gather(1, classes[1][:, None])[:, 0]
     return Parity(
-        len(one), float(far.max()), float(far.mean()), float(one.std()),
-        int((lost > ROUNDING * one.abs().max()).sum()), *top1)
+        len(ours), float(far.max()), float(far.mean()), float(ours.std()),
+        int((lost > ROUNDING * ours.abs().max()).sum()), *top1)

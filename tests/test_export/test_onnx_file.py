@@ -317,3 +317,26 @@ def test_what_cannot_be_exported_is_named(x, tmp_path):
         export_onnx(model, tmp_path / 'nowhere/model.onnx', [(x, None)])
     with pytest.raises(ValueError, match='no input to compare on'):
         export_onnx(quantized(net(), x), path, [])
+
+
+def test_biases_are_float_where_integers_cost_accuracy(tmp_path):
+    """Two classes, a bias apart that integers of 8-bit kernels lack."""
+    torch.manual_seed(1)
+    # Nearly the same inputs, at the edge between the classes.
+    x = torch.rand(64, 4, 4) + 0.01 * torch.rand(400, 64, 4, 4)
+    model = nn.Sequential(
+        nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(64, 2, 4), nn.Flatten())
+    quantized(model, x, weight=dict(bits=8), activation=dict(bits=8))
+    with torch.no_grad():
+        difference = model(x) @ torch.tensor([1., -1.])
+        model[2].bias[0] -= difference.median()
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(model, path, [(x, None)])
+    assert report.parity.other_class <= 1
+    kinds = [t.data_type for t in onnx.load(path).graph.initializer]
+    assert onnx.TensorProto.INT32 not in kinds
+    report = export_onnx(model, path, [(x, None)], tolerance=100)
+    kinds = [t.data_type for t in onnx.load(path).graph.initializer]
+    assert onnx.TensorProto.INT32 in kinds
+    assert report.parity.other_class > 1
