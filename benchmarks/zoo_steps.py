@@ -29,7 +29,7 @@ BATCH, ITERATIONS = 2, 2
 
 @HOOKS.register_module()
 class StepRecord(Hook):
-    """Keeps each iteration's seconds, losses, and what FPQ did in it.
+    """Keeps each iteration's seconds, losses, and what FPQ did; then stops.
 
     Attributes:
         seconds (list[float]): Time of each iteration.
@@ -55,6 +55,7 @@ class StepRecord(Hook):
                          outputs=None) -> None:
         self.seconds.append(time.perf_counter() - self._start)
         self.losses = {k: float(v) for k, v in outputs.items()}
+        runner.train_loop.stop_training = len(self.seconds) == ITERATIONS
         for hook in runner.hooks:
             if type(hook).__name__ == 'FPQHook':
                 self.table = hook._table
@@ -78,10 +79,10 @@ def drop_pretrained(node: object) -> None:
 def shorten(cfg: Config, work_dir: str) -> None:
     """Make a config's run one of two iterations on the CPU, in place.
 
-    Model, optimizer, schedules and hooks stay as they are.
+    Model, optimizer, schedules, loop and hooks stay as they are; StepRecord
+    stops the loop.
     """
     drop_pretrained(cfg.model)
-    cfg.train_cfg = dict(by_epoch=True, max_epochs=1)
     for key in ('val', 'test'):
         for part in ('dataloader', 'cfg', 'evaluator'):
             cfg[f'{key}_{part}'] = None
