@@ -17,13 +17,32 @@ from pathlib import Path
 
 import torch
 
-from fpq_plugin.analysis import hessian_trace, mean_loss
+from fpq_plugin.analysis import (
+    HessianTrace,
+    hessian_trace,
+    noise_gradient_norm,
+)
 from fpq_plugin.analysis.data import draw, loader_of, prepared
-from fpq_plugin.analysis.subject import load_subjects
+from fpq_plugin.analysis.noise import weight_steps
+from fpq_plugin.analysis.subject import Subject, load_subjects
+from fpq_plugin.analysis.weighted_layers import weighted_layers
 
 CONFIGS = Path('mm_configs/fashion_mnist')
 RUNS = ('resnet_fp', 'resnet_lsq_w4a4', 'resnet_fpq_w4a4', 'resnet_lsq_w2a4',
         'resnet_fpq_w2a4', 'resnet_lsq_w2a2', 'resnet_fpq_w2a2')
+
+
+def rounding_cost(subject: Subject, trace: HessianTrace) -> float:
+    """What weight noise of one step costs to second order, equation (7).
+
+    ``sum over layers of E[d^2] Tr(H_l) / 2`` with d uniform in a step, the
+    channels' mean; unlike the trace it does not change with the scale of the
+    weights. A float model's steps are those of 4 bits.
+    """
+    steps = weight_steps(weighted_layers(subject.model))
+    return sum(
+        float(step.square().mean()) / 24 * trace.layers[name].value
+        for name, step in steps.items())
 
 
 def ratio(ours: dict, theirs: dict) -> tuple[float, float]:
@@ -61,14 +80,21 @@ def main() -> None:
                 continue
             data = prepared(subject.model, batches)
             found = hessian_trace(subject.model, data, args.probes)
+            noise = noise_gradient_norm(subject.model, data)
             rows.append(dict(
                 split=split, model=subject.label,
-                loss=mean_loss(subject.model, data),
-                **asdict(found.total), data_error=found.data_error))
+                loss=noise.clean_loss,
+                **asdict(found.total), data_error=found.data_error,
+                rounding=rounding_cost(subject, found),
+                feature_noise=asdict(noise.feature_loss),
+                weight_noise=asdict(noise.weight_loss)))
             write(args.out, settings, rows)
             print(f'{split:6}{subject.label:18} loss {rows[-1]["loss"]:.4f}  '
                   f'trace {found.total}, of the images '
-                  f'{found.data_error:.2g}', flush=True)
+                  f'{found.data_error:.2g}; rounding '
+                  f'{rows[-1]["rounding"]:.4f}; loss under noise on features '
+                  f'{noise.feature_loss}, on weights {noise.weight_loss}',
+                  flush=True)
     for row in write(args.out, settings, rows):
         print(f'{row["split"]:6}{row["model"]}: {row["ratio"]:.2f} +- '
               f"{row['error']:.2f} of LSQ's")
