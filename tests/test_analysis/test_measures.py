@@ -62,7 +62,7 @@ def test_the_model_is_left_as_it_was(name, backend):
         fpq_plugin.calibrate(model, [b.inputs.float() for b in batches])
         batches = [PlainBatch(b.inputs.float(), b.target) for b in batches]
     model.train()
-    model[1].eval()
+    model[2].eval()
     model[0].weight.requires_grad_(False)
     before = snapshot(model)
     assert MEASURES[name](model, batches) is not None
