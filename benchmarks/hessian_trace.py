@@ -1,5 +1,8 @@
 """FPQ's Hessian trace against LSQ's, at each bit width, with error bars.
 
+Beside it: the task loss; what weight noise of one step would cost by the
+trace ("rounding"); and the loss under real noise of one step.
+
 Takes the Fashion-MNIST runs of ``mm_configs/fashion_mnist`` from a folder
 with a sub-folder for each; prints a table and writes JSON. Rows that are
 there already, of the same settings, are kept.
@@ -89,15 +92,30 @@ def main() -> None:
                 feature_noise=asdict(noise.feature_loss),
                 weight_noise=asdict(noise.weight_loss)))
             write(args.out, settings, rows)
-            print(f'{split:6}{subject.label:18} loss {rows[-1]["loss"]:.4f}  '
-                  f'trace {found.total}, of the images '
-                  f'{found.data_error:.2g}; rounding '
-                  f'{rows[-1]["rounding"]:.4f}; loss under noise on features '
-                  f'{noise.feature_loss}, on weights {noise.weight_loss}',
-                  flush=True)
+            print(table(rows[-1:]), flush=True)
+    print(table(rows))
     for row in write(args.out, settings, rows):
         print(f'{row["split"]:6}{row["model"]}: {row["ratio"]:.2f} +- '
               f"{row['error']:.2f} of LSQ's")
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as Markdown."""
+
+    def of(estimate: dict) -> str:
+        return f'{estimate["value"]:.3f} ± {estimate["error"]:.3f}'
+
+    lines = [
+        '| images | model | task loss | trace ± probes (± images) | rounding '
+        '| loss, feature noise | loss, weight noise |', '|' + '---|' * 7
+    ]
+    lines += [
+        f'| {r["split"]} | {r["model"]} | {r["loss"]:.3f} | {r["value"]:.0f} '
+        f'± {r["error"]:.0f} (± {r["data_error"]:.0f}) | {r["rounding"]:.3f} '
+        f'| {of(r["feature_noise"])} | {of(r["weight_noise"])} |'
+        for r in rows
+    ]
+    return '\n'.join(lines)
 
 
 def kept_rows(path: Path, settings: dict) -> list[dict]:
