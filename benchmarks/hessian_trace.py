@@ -1,5 +1,8 @@
 """FPQ's Hessian trace against LSQ's, at each bit width, with error bars.
 
+Beside it: the task loss; what weight noise of one step would cost by the
+trace ("rounding"); and the loss under real noise of one step.
+
 Takes the Fashion-MNIST runs of ``mm_configs/fashion_mnist`` from a folder
 with a sub-folder for each; prints a table and writes JSON. Rows that are
 there already, of the same settings, are kept.
@@ -17,13 +20,32 @@ from pathlib import Path
 
 import torch
 
-from fpq_plugin.analysis import hessian_trace, mean_loss
+from fpq_plugin.analysis import (
+    HessianTrace,
+    hessian_trace,
+    noise_gradient_norm,
+)
 from fpq_plugin.analysis.data import draw, loader_of, prepared
-from fpq_plugin.analysis.subject import load_subjects
+from fpq_plugin.analysis.noise import weight_steps
+from fpq_plugin.analysis.subject import Subject, load_subjects
+from fpq_plugin.analysis.weighted_layers import weighted_layers
 
 CONFIGS = Path('mm_configs/fashion_mnist')
 RUNS = ('resnet_fp', 'resnet_lsq_w4a4', 'resnet_fpq_w4a4', 'resnet_lsq_w2a4',
         'resnet_fpq_w2a4', 'resnet_lsq_w2a2', 'resnet_fpq_w2a2')
+
+
+def rounding_cost(subject: Subject, trace: HessianTrace) -> float:
+    """What weight noise of one step costs to second order, equation (7).
+
+    ``sum over layers of E[d^2] Tr(H_l) / 2`` with d uniform in a step, the
+    channels' mean; unlike the trace it does not change with the scale of the
+    weights. A float model's steps are those of 4 bits.
+    """
+    steps = weight_steps(weighted_layers(subject.model))
+    return sum(
+        float(step.square().mean()) / 24 * trace.layers[name].value
+        for name, step in steps.items())
 
 
 def ratio(ours: dict, theirs: dict) -> tuple[float, float]:
@@ -61,17 +83,39 @@ def main() -> None:
                 continue
             data = prepared(subject.model, batches)
             found = hessian_trace(subject.model, data, args.probes)
+            noise = noise_gradient_norm(subject.model, data)
             rows.append(dict(
                 split=split, model=subject.label,
-                loss=mean_loss(subject.model, data),
-                **asdict(found.total), data_error=found.data_error))
+                loss=noise.clean_loss,
+                **asdict(found.total), data_error=found.data_error,
+                rounding=rounding_cost(subject, found),
+                feature_noise=asdict(noise.feature_loss),
+                weight_noise=asdict(noise.weight_loss)))
             write(args.out, settings, rows)
-            print(f'{split:6}{subject.label:18} loss {rows[-1]["loss"]:.4f}  '
-                  f'trace {found.total}, of the images '
-                  f'{found.data_error:.2g}', flush=True)
+            print(table(rows[-1:]), flush=True)
+    print(table(rows))
     for row in write(args.out, settings, rows):
         print(f'{row["split"]:6}{row["model"]}: {row["ratio"]:.2f} +- '
               f"{row['error']:.2f} of LSQ's")
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as Markdown."""
+
+    def of(estimate: dict) -> str:
+        return f'{estimate["value"]:.3f} ± {estimate["error"]:.3f}'
+
+    lines = [
+        '| images | model | task loss | trace ± probes (± images) | rounding '
+        '| loss, feature noise | loss, weight noise |', '|' + '---|' * 7
+    ]
+    lines += [
+        f'| {r["split"]} | {r["model"]} | {r["loss"]:.3f} | {r["value"]:.0f} '
+        f'± {r["error"]:.0f} (± {r["data_error"]:.0f}) | {r["rounding"]:.3f} '
+        f'| {of(r["feature_noise"])} | {of(r["weight_noise"])} |'
+        for r in rows
+    ]
+    return '\n'.join(lines)
 
 
 def kept_rows(path: Path, settings: dict) -> list[dict]:

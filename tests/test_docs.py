@@ -1,5 +1,6 @@
 """The code of the documentation runs, block after block."""
 
+import json
 import re
 from importlib.util import find_spec
 
@@ -66,6 +67,17 @@ def test_the_analysis_page_runs():
     for hook in scope['custom_hooks']:
         assert HOOKS.build(hook).interval == 1
     exec(code, {})
+
+
+def test_the_analysis_pages_traces_are_the_benchmarks():
+    path = ROOT / 'benchmarks/results/hessian_trace.json'
+    found = json.loads(path.read_text())
+    for row in found['rows']:
+        cells = (f'| {row["split"]} | {row["model"]} | {row["loss"]:.3f} | '
+                 f'{row["value"]:.0f} ± {row["error"]:.0f} (±')
+        assert cells in ANALYSIS
+    for row in found['ratios']:
+        assert f'{row["ratio"]:.2f} ± {row["error"]:.2f}' in ANALYSIS
 
 
 def test_the_analysis_pages_commands_and_pictures_exist():

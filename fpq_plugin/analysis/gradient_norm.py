@@ -30,11 +30,17 @@ class NoiseGradientNorm:
         clean (float): Without noise.
         feature (Estimate): With noise on every layer's input.
         weight (Estimate): With noise on every layer's weight.
+        clean_loss (float): The task loss without noise.
+        feature_loss (Estimate): The same with noise on the inputs.
+        weight_loss (Estimate): The same with noise on the weights.
     """
 
     clean: float
     feature: Estimate
     weight: Estimate
+    clean_loss: float
+    feature_loss: Estimate
+    weight_loss: Estimate
 
 
 def noise_gradient_norm(model: nn.Module,
@@ -71,31 +77,32 @@ def noise_gradient_norm(model: nn.Module,
         of_features = feature_steps(model, found, batches)
         of_weights = weight_steps(found)
 
-        def norm(context) -> Tensor:
+        def values(context) -> Tensor:
             with context:
-                value = _gradient_norm(model, batches, weights)
+                found = _gradient_norm_and_loss(model, batches, weights)
             bar.step()
-            return value
+            return found
 
-        clean = float(norm(nullcontext()))
-        feature = Estimate.of(
-            torch.stack([
-                norm(noisy_features(found, of_features))
-                for _ in range(draws)
-            ]))
-        weight = Estimate.of(
-            torch.stack([
-                norm(noisy_weights(found, of_weights)) for _ in range(draws)
-            ]))
+        clean = values(nullcontext()).tolist()
+        feature = torch.stack([
+            values(noisy_features(found, of_features)) for _ in range(draws)
+        ]).T
+        weight = torch.stack([
+            values(noisy_weights(found, of_weights)) for _ in range(draws)
+        ]).T
     bar.end()
-    return NoiseGradientNorm(clean, feature, weight)
+    return NoiseGradientNorm(clean[0], Estimate.of(feature[0]),
+                             Estimate.of(weight[0]), clean[1],
+                             Estimate.of(feature[1]), Estimate.of(weight[1]))
 
 
-def _gradient_norm(model: nn.Module, batches: Sequence[Batch],
-                   weights: list[nn.Parameter]) -> Tensor:
-    total = [torch.zeros_like(w) for w in weights]
+def _gradient_norm_and_loss(model: nn.Module, batches: Sequence[Batch],
+                            weights: list[nn.Parameter]) -> Tensor:
+    total, mean = [torch.zeros_like(w) for w in weights], 0.0
     for batch, share in zip(batches, shares(batches)):
-        gradients = torch.autograd.grad(batch.loss(model), weights)
-        for sum_, gradient in zip(total, gradients):
+        loss = batch.loss(model)
+        mean += share * float(loss)
+        for sum_, gradient in zip(total, torch.autograd.grad(loss, weights)):
             sum_.add_(gradient, alpha=share)
-    return torch.stack([g.norm() for g in total]).norm().detach().cpu()
+    norm = torch.stack([g.norm() for g in total]).norm()
+    return torch.tensor([float(norm), mean], dtype=torch.float64)

@@ -102,11 +102,13 @@ def _models(study: dict[str, Any]) -> str:
             f'{model["loss"]:.4f}',
             _of(trace), f'{trace["data_error"]:.2g}',
             _of(top[0]) if top else '',
-            _of(noise['feature']), _of(noise['weight'])
+            _of(noise['feature']), _of(noise['weight']),
+            _of(noise['feature_loss']), _of(noise['weight_loss'])
         ])
     return _table([
         'model', 'epoch', 'task loss', 'trace', 'error of the images',
-        'top eigenvalue', 'gradient, feature noise', 'gradient, weight noise'
+        'top eigenvalue', 'gradient, feature noise',
+        'gradient, weight noise', 'loss, feature noise', 'loss, weight noise'
     ], rows)
 
 

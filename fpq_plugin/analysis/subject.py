@@ -77,10 +77,11 @@ def _load(config: str, checkpoint: str, device: str) -> Subject:
         raise ValueError(f'no checkpoint {checkpoint!r}')
     cfg = Config.fromfile(config)
     try:
-        model = load_model(cfg, checkpoint, device)
+        model = load_model(cfg, checkpoint)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f'{checkpoint!r} does not fit {config!r}: {error}'
                          ) from error
     family = osp.splitext(osp.basename(config))[0]
     epoch = load_file(checkpoint).get('meta', {}).get('epoch')
-    return Subject(family, epoch, cfg, (config, checkpoint), model, family)
+    return Subject(family, epoch, cfg, (config, checkpoint),
+                   model.to(device), family)

@@ -62,7 +62,7 @@ def test_the_model_is_left_as_it_was(name, backend):
         fpq_plugin.calibrate(model, [b.inputs.float() for b in batches])
         batches = [PlainBatch(b.inputs.float(), b.target) for b in batches]
     model.train()
-    model[1].eval()
+    model[2].eval()
     model[0].weight.requires_grad_(False)
     before = snapshot(model)
     assert MEASURES[name](model, batches) is not None
@@ -154,6 +154,13 @@ def test_gradient_norm_of_a_linear_model_is_its_closed_form(bits):
     for ours, exact in ((found.feature, features), (found.weight, weights)):
         assert ours.error > 0
         assert abs(ours.value - exact.mean()) < 4 * ours.error
+    square = ((x * weight).sum()**2, ((x + noise * step) * weight),
+              (x * (weight + noise * weight_step)))
+    assert math.isclose(found.clean_loss, float(square[0]))
+    for ours, terms in ((found.feature_loss, square[1]),
+                        (found.weight_loss, square[2])):
+        exact = terms.sum(1).square().mean()
+        assert abs(ours.value - exact) < 4 * ours.error
 
 
 def test_noise_is_on_the_layers_that_were_named():
