@@ -81,7 +81,8 @@ def shorten(cfg: Config, work_dir: str) -> None:
     """Make a config's run one of two iterations on the CPU, in place.
 
     Model, optimizer, schedules, loop and hooks stay as they are; StepRecord
-    stops the loop.
+    stops the loop. The learning rate is a hundredth of the config's, which is
+    for training from scratch with many times the batch.
     """
     drop_pretrained(cfg.model)
     for key in ('val', 'test'):
@@ -91,6 +92,7 @@ def shorten(cfg: Config, work_dir: str) -> None:
         cfg.optim_wrapper.type = 'OptimWrapper'
         cfg.optim_wrapper.pop('loss_scale', None)
         cfg.optim_wrapper.pop('dtype', None)
+    cfg.optim_wrapper.optimizer.lr *= 0.01
     cfg.default_hooks.checkpoint = dict(
         type='CheckpointHook', interval=1000, save_last=False)
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []),
@@ -119,7 +121,7 @@ def train(cfg: Config, name: str, save_to: str | None = None):
         runner.model.init_weights()
         fit_statistics(runner)
         torch.save(dict(state_dict=runner.model.state_dict()), save_to)
-        runner.load_checkpoint(save_to)
+        runner._load_from = save_to
     runner.train()
     record, = (h for h in runner.hooks if isinstance(h, StepRecord))
     return record, runner
@@ -209,10 +211,12 @@ def run_row(row: dict, short: Callable[[str], Config]) -> dict:
         except Exception as error:
             traceback.print_exc()
             return dict(row, fp=_reason(error))
-        finite = all(map(_is_finite, record.losses.values()))
-        row.update(fp='ok' if finite else 'loss not finite', fp_seconds=record.seconds[-1],
-                   parameters=sum(p.numel()
-                                  for p in runner.model.parameters()))
+        finite = all(map(_is_finite, record.losses.values())) and all(
+            torch.isfinite(p).all() for p in runner.model.parameters())
+        row.update(
+            fp='ok' if finite else 'not finite',
+            fp_seconds=record.seconds[-1],
+            parameters=sum(p.numel() for p in runner.model.parameters()))
         del runner
         for backend in BACKENDS:
             row[backend] = run_backend(
