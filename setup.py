@@ -21,17 +21,21 @@ MMPRETRAIN = [
     'setuptools>=68,<81',
     'openxlab<0.0.12',
 ]
+EXPORT = ['onnx>=1.17,<1.21', 'onnxruntime>=1.20,<1.25']
 BREVITAS = [
     # Below 0.14: the adapters use what Brevitas does not promise to keep.
     'brevitas>=0.13.4,<0.14',
-    # What Brevitas needs to export to ONNX, and what runs it.
-    'onnx>=1.17,<1.21',
+    # What Brevitas's own exports to ONNX need.
     'onnxoptimizer>=0.3.13,<0.5',
-    'onnxruntime>=1.20,<1.25',
+] + EXPORT
+SAM = ['pytorch_optimizer>=4.1,<5']
+ANALYSIS = [
+    # Below 4: fpq_plugin.analysis overrides how its Hessian multiplies.
+    'curvlinops-for-pytorch>=3.0.1,<4',
+    'matplotlib',
 ]
 DEV = [
-    'mmcv-lite>=2.2.0', 'pytest', 'hypothesis', 'scikit-learn', 'matplotlib',
-    'ruff'
+    'mmcv-lite>=2.2.0', 'pytest', 'hypothesis', 'scikit-learn', 'ruff'
 ]
 
 setup(
@@ -49,7 +53,10 @@ setup(
     extras_require=dict(
         mmpretrain=MMPRETRAIN,
         brevitas=BREVITAS,
-        dev=MMPRETRAIN + BREVITAS + DEV),
+        export=EXPORT,
+        sam=SAM,
+        analysis=ANALYSIS,
+        dev=MMPRETRAIN + BREVITAS + SAM + ANALYSIS + DEV),
     classifiers=[
         'License :: OSI Approved :: Apache Software License',
         'Programming Language :: Python :: 3',

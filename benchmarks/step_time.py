@@ -13,6 +13,7 @@ import ctypes
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -29,12 +30,20 @@ from variants import VARIANTS, Step
 from fpq_plugin.compiled import compile_report
 
 HERE = Path(__file__).parent
+# glibc otherwise hands a step's memory back to the kernel, and the next step
+# pays thousands of page faults to get it again.
+KEEP = dict(MALLOC_MMAP_MAX_='0', MALLOC_TRIM_THRESHOLD_=str(2**33),
+            MALLOC_TOP_PAD_=str(2**28))
 WARM_UP = 2
 console = Console(width=100)
 
 
 def main() -> None:
     args = parse()
+    if args.keep_memory and any(os.environ.get(k) != v
+                                for k, v in KEEP.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv],
+                  {**os.environ, **KEEP})
     torch.set_num_threads(args.threads)
     if args.memory_of:
         print(json.dumps(peak_memory(args.models[0], args.memory_of)))
@@ -44,11 +53,12 @@ def main() -> None:
     for name in args.models:
         report = measure(name, args)
         show(report)
-        path = args.out / f'step_time_{name}.json'
+        kind = '_keep_memory' if args.keep_memory else ''
+        path = args.out / f'step_time_{name}{kind}.json'
         path.write_text(json.dumps(report, indent=2) + '\n')
         reports.append(report)
-    draw(reports, args.out / 'step_time.png')
-    console.print(f'JSON and step_time.png are in {args.out}')
+    draw(reports, args.out / f'step_time{kind}.png')
+    console.print(f'JSON and step_time{kind}.png are in {args.out}')
 
 
 def parse() -> argparse.Namespace:
@@ -61,6 +71,9 @@ def parse() -> argparse.Namespace:
                         help=', '.join(VARIANTS))
     parser.add_argument('--repeats', type=int, default=15)
     parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument('--keep-memory', action='store_true',
+                        help='run all with an allocator that keeps freed '
+                        'memory (Linux, CPU)')
     parser.add_argument('--out', type=Path, default=HERE / 'results')
     parser.add_argument('--memory-of', choices=VARIANTS,
                         help=argparse.SUPPRESS)
@@ -83,12 +96,16 @@ def measure(name: str, args: argparse.Namespace) -> dict:
             steps[variant]()
         rows[variant] = dict(compile_s=compile_report().seconds - before)
     times = {variant: [] for variant in steps}
+    faults = {variant: [] for variant in steps}
     for _ in track(range(args.repeats), f'{name}: steps', console=console):
         for variant, step in steps.items():
+            before = page_faults()
             times[variant].append(seconds(step))
+            faults[variant].append(page_faults() - before)
     for variant in track(steps, f'{name}: memory', console=console):
         rows[variant]['ms'] = 1e3 * statistics.median(times[variant])
         rows[variant]['ms_min'] = 1e3 * min(times[variant])
+        rows[variant]['page_faults'] = statistics.median(faults[variant])
         rows[variant]['peak_mib'] = memory_in_child(name, variant, args)
     for row in rows.values():
         for key, base in (('to_fp', 'FP'),
@@ -98,7 +115,8 @@ def measure(name: str, args: argparse.Namespace) -> dict:
     return dict(
         model=name, batch=list(x.shape), command=command(),
         repeats=args.repeats, threads=args.threads, torch=torch.__version__,
-        device=device_name(), cpus=os.cpu_count(),
+        keep_memory=args.keep_memory, device=device_name(),
+        cpus=os.cpu_count(),
         compilations=compile_report().count,
         compile_failure=compile_report().failure, variants=rows)
 
@@ -109,6 +127,10 @@ def seconds(step: Step) -> float:
     step()
     synchronize()
     return time.perf_counter() - start
+
+
+def page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def synchronize() -> None:
@@ -168,14 +190,14 @@ def show(report: dict) -> None:
                   f'{report["threads"]} thread(s), {report["device"]}, torch '
                   f'{report["torch"]}')
     for column in ('variant', 'ms', 'x FP', 'x floor', 'peak MiB',
-                   'compile s'):
+                   'page faults', 'compile s'):
         table.add_column(column, justify='left' if column == 'variant'
                          else 'right')
     for variant, row in report['variants'].items():
         table.add_row(
             variant, f'{row["ms"]:.1f}', f'{row.get("to_fp", 0):.2f}',
             f'{row.get("to_floor", 0):.2f}', f'{row["peak_mib"]:.0f}',
-            f'{row["compile_s"]:.1f}')
+            f'{row["page_faults"]:.0f}', f'{row["compile_s"]:.1f}')
     console.print(table)
 
 

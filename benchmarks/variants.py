@@ -27,6 +27,9 @@ SFP = dict(type='StochasticFeaturePerturbation', p=0.1)
 class NaiveCSD(nn.Module):
     """CSD as one would first write it: standardized copies, autograd."""
 
+    label = 'csd'
+    last_layer_only = False
+
     def forward(self, student: Tensor, teacher: Tensor,
                 channel_axis: int) -> Tensor:
         """Mean squared difference of the standardized maps."""
@@ -58,12 +61,13 @@ def floor(model: nn.Module, x: Tensor, y: Tensor) -> Step:
     return step
 
 
-def fpq(perturbation: dict | None, criterion: nn.Module | None):
-    """LSQ with or without SFP and CSD."""
+def fpq(perturbation: dict | None, criterion: nn.Module | None,
+        **options):
+    """LSQ with or without SFP and CSD; ``options`` are convert's."""
 
     def build(model: nn.Module, x: Tensor, y: Tensor) -> Step:
         student = copy.deepcopy(model)
-        fpq_plugin.convert(student, perturbation=perturbation)
+        fpq_plugin.convert(student, perturbation=perturbation, **options)
         fpq_plugin.calibrate(student, [x])
         distiller = None
         if criterion is not None:
@@ -146,6 +150,10 @@ VARIANTS: dict[str, Callable[[nn.Module, Tensor, Tensor], Step]] = {
     'LSQ + CSD': fpq(None, fpq_plugin.CSDLoss()),
     'FPQ': fpq(SFP, fpq_plugin.CSDLoss()),
     'FPQ, naive CSD': fpq(SFP, NaiveCSD()),
+    'LSQ, float weights': fpq(None, None, weight=None),
+    'LSQ, Brevitas backend': fpq(None, None, backend='brevitas'),
+    'FPQ, Brevitas backend': fpq(SFP, fpq_plugin.CSDLoss(),
+                                 backend='brevitas'),
     'LSQ, torch native op': torch_ao(_LearnableFakeQuantize),
     'torch.ao FakeQuantize': torch_ao(FakeQuantize),
     'Brevitas W4A4': brevitas,

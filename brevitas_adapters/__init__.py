@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from .adopt import adopt, float_twin
 from .backend import register_injector
 from .convs import BrevitasConv2d
-from .export import export_qcdq
 from .layers import BrevitasLayer, BrevitasLinear
 from .lsq import LSQActPerTensor, LSQWeightPerChannel
 from .stock import StockQuantizer
@@ -19,6 +18,6 @@ if find_spec('mmcv') is not None:
 
 __all__ = [
     'BrevitasConv2d', 'BrevitasLayer', 'BrevitasLinear', 'LSQActPerTensor',
-    'LSQWeightPerChannel', 'StockQuantizer', 'adopt', 'export_qcdq',
-    'float_twin', 'register_injector'
+    'LSQWeightPerChannel', 'StockQuantizer', 'adopt', 'float_twin',
+    'register_injector'
 ]

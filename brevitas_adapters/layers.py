@@ -34,6 +34,15 @@ class BrevitasLayer(QuantizedLayer):
              weight_quantizer: Quantizer | None,
              input_quantizer: Quantizer | None,
              perturbation: nn.Module | None = None) -> None:
+        for quantizer in (weight_quantizer, input_quantizer):
+            if not getattr(quantizer, 'integer_zero_point', True):
+                raise ValueError(
+                    f'{type(quantizer).__name__} has no integer zero point, '
+                    "which Brevitas needs: take backend='torch_ao', or "
+                    'another quantizer')
+        if perturbation is not None and perturbation.of_weight:
+            raise ValueError(f'{type(perturbation).__name__} needs '
+                             "backend='torch_ao'")
         known = frozenset(vars(layer))
         layer.__class__ = cls
         QuantWeightBiasInputOutputLayer.__init__(

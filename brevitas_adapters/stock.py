@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from brevitas.core.function_wrapper import RoundSte
 from brevitas.core.quant import RescalingIntQuant
 from brevitas.graph.calibrate import (
     extend_collect_stats_steps,
@@ -13,6 +14,7 @@ from brevitas.inject import ExtendedInjector
 from torch import Tensor, nn
 
 from fpq_plugin import Quantizer
+from fpq_plugin.quantizers import Grid
 
 from .let import refuse_let
 
@@ -107,6 +109,19 @@ class StockQuantizer(Quantizer):
              self.initialized.new_zeros(1, dtype=torch.float32))
         self._set_mode(False)
         return self.tensor_quant(x)[1:]
+
+    def grid(self) -> Grid:
+        rounding = self.tensor_quant.int_quant.float_to_int_impl
+        if not isinstance(rounding, RoundSte):
+            raise NotImplementedError(
+                f'{type(rounding).__name__} does not round to the nearest')
+        step, zero_point, bits = self.metadata()
+        int_quant = self.tensor_quant.int_quant
+        axes = [i for i, length in enumerate(step.shape) if length > 1]
+        return Grid(step.flatten(),
+                    zero_point.expand(step.shape).flatten(),
+                    int(int_quant.min_int(bits)), int(int_quant.max_int(bits)),
+                    axes[0] if axes else None)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:

@@ -11,27 +11,45 @@ from .compat import (
 )
 from .convert import convert, to_float
 from .distill import Distiller
-from .hooks import FPQHook
+from .hooks import (
+                     FPQHook,
+                     HessianTraceHook,
+                     NoiseGradientHook,
+                     OutputVarianceHook,
+                     SQNRHook,
+)
 from .inference import load_model
 from .layers import (
-                     QuantizedLayer,
-                     register_attention,
-                     register_layer,
-                     register_weight_reader,
+                      QuantizedLayer,
+                      register_attention,
+                      register_layer,
+                      register_weight_reader,
 )
-from .losses import CSDLoss
+from .losses import CSDLoss, LogitKD
 from .param_groups import param_groups
 from .perturb import StochasticFeaturePerturbation
-from .quantizers import BaseFakeQuantize, LSQFakeQuantize, Quantizer
+from .quantizers import (
+                     BaseFakeQuantize,
+                     DoReFaFakeQuantize,
+                     LSQFakeQuantize,
+                     LSQPlusFakeQuantize,
+                     PACTFakeQuantize,
+                     Quantizer,
+                     TorchAOFakeQuantize,
+)
 from .version import __version__
+from .weight_perturb import StochasticWeightPerturbation
 
 allow_mmengine_checkpoints()
 allow_launch_without_accelerator()
 
 __all__ = [
-    'BaseFakeQuantize', 'CSDLoss', 'Distiller', 'FPQHook', 'LSQFakeQuantize',
-    'QuantizedLayer', 'Quantizer', 'StochasticFeaturePerturbation',
-    '__version__',
+    'BaseFakeQuantize', 'CSDLoss', 'Distiller', 'DoReFaFakeQuantize',
+    'FPQHook', 'HessianTraceHook', 'LSQFakeQuantize', 'LSQPlusFakeQuantize',
+    'LogitKD', 'NoiseGradientHook', 'OutputVarianceHook', 'PACTFakeQuantize',
+    'QuantizedLayer', 'Quantizer', 'SQNRHook',
+    'StochasticFeaturePerturbation', 'StochasticWeightPerturbation',
+    'TorchAOFakeQuantize', '__version__',
     'calibrate', 'convert', 'load_model', 'param_groups',
     'register_attention', 'register_layer',
     'register_weight_reader', 'to_float'

@@ -1,12 +1,13 @@
-"""Tensor functions that run through torch.compile where that pays.
+"""Tensor functions that run through Inductor where that pays.
 
 An eager elementwise formula reads and writes memory once per operation;
 compiled by Inductor it does so once. :func:`compiled` wraps a pure function
-of tensors. It is compiled on its first use with dynamic shapes, and later
-again only for another rank, dtype or memory order. Functions that are called
-on flattened tensors so cost a handful of compilations, whatever the number of
-layers. Tensors that are too small for it, and float64, take the plain
-function.
+of tensors. It is traced on its first use with symbolic sizes and compiled;
+later again only for other dtypes, another memory order or axes of size one.
+Functions that are called on flattened tensors so cost a handful of
+compilations, whatever the number of layers. Inductor's function is called as
+it is: torch.compile's guards would cost more than most of our kernels.
+Tensors that are too small for it, and float64, take the plain function.
 
 Where there is no C++ compiler (on CUDA: no Triton), or compiling fails for
 any other reason, all wrapped functions are plain from then on; one warning
@@ -23,7 +24,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -35,8 +35,15 @@ try:
 except ImportError:  # torch 2.1 and 2.2
     from torch._dynamo import is_compiling
 
-MIN_ELEMENTS = 2**13
-"""Below this a compiled call's guards cost more than its fusion saves."""
+MIN_ELEMENTS = 2**8
+"""Below this a toy model would wait for a compiler that it never repays."""
+
+_MAX_ELEMENTS = 2**31
+"""From here on Inductor's 32-bit indices would not do."""
+
+_SIZES = (31, 61, 1021), (61, 16411)
+"""Sizes to trace with, by number of axes: Inductor judges by them whether
+threads and compensated sums pay."""
 
 _OPTIONS = {
     # Inductor otherwise starts Python up to six times to try the CPU's
@@ -84,7 +91,8 @@ class CompiledFunction:
 
     def pays(self, x: Tensor) -> bool:
         """Whether the compiled form is the one to call for input ``x``."""
-        return (x.numel() >= MIN_ELEMENTS and x.dtype != torch.float64
+        return (MIN_ELEMENTS <= x.numel() < _MAX_ELEMENTS
+                and x.dtype != torch.float64
                 and x.device.type in ('cpu', 'cuda')
                 and type(x) in (Tensor, nn.Parameter)
                 and _report.failure is None and _enabled()
@@ -95,64 +103,112 @@ class CompiledFunction:
         """Call the compiled form, or the plain one if compiling fails.
 
         Args:
-            *args: Tensors and numbers; gradient does not flow.
+            *args: Tensors and, compiled in, bools and numbers. Gradient does
+                not flow. The first tensor has two or three axes; the others
+                have its sizes or 1 along each, or no axis. All are
+                contiguous, or, of three axes, after a swap of the last two.
         """
-        # The guards look at a view's base and at requires_grad; a detached
-        # tensor has neither.
-        args = [a.detach() if isinstance(a, Tensor) else a for a in args]
+        key = (torch.get_num_threads(), *map(_kind, args))
         try:
-            return self._call_fast(args)
+            if key not in self._fast:
+                self._fast[key] = self._compile(args)
+            out = self._fast[key]([a for a in args if isinstance(a, Tensor)])
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:
             _give_up(error)
             return self.plain(*args)
+        return out if len(out) > 1 else out[0]
 
-    def _call_fast(self, args: list) -> Any:
-        start = time.perf_counter()
-        variant = (args[0].dtype, *(a for a in args if isinstance(a, bool)))
-        if variant not in self._fast:
-            self._fast[variant] = self._compile()
-        before = self._graphs['unique_graphs']
-        out = self._fast[variant](*args)
-        if self._graphs['unique_graphs'] != before:
-            _report.count += 1
-            _report.seconds += time.perf_counter() - start
-            print_log(
-                f'compiled {self.__name__}: {_report.count} compilations, '
-                f'{_report.seconds:.1f} s in all',
-                'current',
-                level=logging.DEBUG)
-        return out
-
-    def _compile(self) -> Callable:
+    def _compile(self, args: tuple) -> Callable:
         if _report.count == 0:
             print_log(
                 'FPQ compiles its kernels in the first iterations, which '
                 'takes some seconds a process; FPQ_COMPILE=0 turns it off',
                 'current')
-        import torch._dynamo.utils
-        import torch._inductor
-        self._graphs = torch._dynamo.utils.counters['stats']
-        known = torch._inductor.list_options()
-        # Dynamo limits the compilations of one code object, to 8.
-        own_code = FunctionType(self.plain.__code__.replace(),
-                                self.plain.__globals__, self.__name__,
-                                self.plain.__defaults__,
-                                self.plain.__closure__)
-        return torch.compile(
-            own_code,
-            dynamic=True,
-            fullgraph=True,
-            options={k: v for k, v in _OPTIONS.items() if k in known})
+        start = time.perf_counter()
+        fast = _through_inductor(self.plain, args)
+        _report.count += 1
+        _report.seconds += time.perf_counter() - start
+        print_log(
+            f'compiled {self.__name__}: {_report.count} compilations, '
+            f'{_report.seconds:.1f} s in all',
+            'current',
+            level=logging.DEBUG)
+        return fast
+
+
+def _through_inductor(function: Callable, args: tuple) -> Callable:
+    """``function`` compiled for arguments like ``args``.
+
+    Returns:
+        Callable: Takes the list of the tensors among the arguments, empties
+        it and returns the tuple of outputs.
+    """
+    from torch._dynamo.utils import detect_fake_mode
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._inductor.virtualized import V
+    from torch.fx import GraphModule
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def of_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
+        rest = iter(tensors)
+        out = function(*(next(rest) if isinstance(a, Tensor) else a
+                         for a in args))
+        return out if isinstance(out, tuple) else (out, )
+
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    trace = make_fx(
+        torch.func.functionalize(of_tensors, remove='mutations_and_views'),
+        decomposition_table=select_decomp_table(),
+        tracing_mode='symbolic')
+    with torch.no_grad(), torch.autocast(
+            tensors[0].device.type, enabled=False):
+        graph = trace(*map(_example, tensors)).graph
+    fakes = [n.meta['val'] for n in graph.nodes if n.op == 'placeholder']
+    known = {k: v for k, v in _OPTIONS.items() if k in config._config}
+    # A module of its own: make_fx's holds what Inductor cannot cache.
+    module = GraphModule(nn.Module(), graph)
+    with V.set_fake_mode(detect_fake_mode(fakes)), config.patch(known):
+        return compile_fx_inner(module, fakes)
+
+
+def _kind(arg: Any) -> Any:
+    """What a compiled form is for: of a number its value."""
+    if not isinstance(arg, Tensor):
+        return arg
+    shape = arg.shape
+    ones = tuple([n == 1 for n in shape]) if 1 in shape else len(shape)
+    return arg.dtype, arg.device, arg.is_contiguous(), ones
+
+
+def _example(x: Tensor) -> Tensor:
+    """A tensor to trace with: sizes differ, so none are taken for equal."""
+    sizes = next((s for s in _SIZES if len(s) == x.dim()), ())
+    sizes = [1 if n == 1 else size for n, size in zip(x.shape, sizes)]
+    swap = not x.is_contiguous()
+    if swap:
+        sizes[-2:] = sizes[:-3:-1]
+    out = torch.empty(sizes, dtype=x.dtype, device=x.device)
+    return out.mT if swap else out
+
+
+@functools.lru_cache(maxsize=2**14)
+def constant(value: float, device: torch.device) -> Tensor:
+    """A number as a float32 tensor without axes: each number compiled in
+    would cost a compilation."""
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=torch.float32, device=device)
 
 
 def compiled(function: Callable) -> CompiledFunction:
     """Decorator: give a pure tensor function a compiled form.
 
     Args:
-        function (Callable): Takes tensors and numbers, returns tensors;
-            differentiated by the caller, not by autograd.
+        function (Callable): Takes tensors, bools and numbers, returns a
+            tensor or several; differentiated by the caller, not by autograd.
 
     Returns:
         CompiledFunction: Called where its ``pays`` holds; ``plain`` is the
@@ -164,9 +220,9 @@ def compiled(function: Callable) -> CompiledFunction:
         >>> @compiled
         ... def scaled(x, factor):
         ...     return x * factor
-        >>> x = torch.ones(4)
+        >>> x = torch.ones(1, 4)
         >>> (scaled if scaled.pays(x) else scaled.plain)(x, 2).tolist()
-        [2.0, 2.0, 2.0, 2.0]
+        [[2.0, 2.0, 2.0, 2.0]]
     """
     return CompiledFunction(function)
 
@@ -179,7 +235,7 @@ def _give_up(error: Exception) -> None:
     reason = str(error).strip().splitlines() or ['']
     _report.failure = f'{type(error).__name__}: {reason[0]}'
     print_log(
-        'FPQ runs without torch.compile: training is slower, results are the '
-        f'same ({_report.failure})',
+        'FPQ runs without its compiled kernels: training is slower, results '
+        f'are the same ({_report.failure})',
         'current',
         level=logging.WARNING)

@@ -239,8 +239,12 @@ def _check_parts(prefix: str, parts: Mapping[str, dict | None],
     for part, cfg in parts.items():
         registry = backend.registry(part)
         cfg = resolve(prefix + part, cfg, _default_type(part), registry)
-        if cfg is not None:
-            build(prefix + part, cfg, registry)
+        if cfg is None:
+            continue
+        built = build(prefix + part, cfg, registry)
+        if part == 'activation' and built.for_weights_only:
+            raise ValueError(f'{prefix}{part}.type: {cfg["type"]} is for '
+                             'weights; take another one for activations')
 
 
 def _merge(base: dict | None, given: dict | None) -> dict | None:
@@ -316,7 +320,10 @@ def _build(name: str, layer: nn.Module, plan: dict[str, Any],
     if getattr(activation, 'is_per_channel', False):
         raise ValueError(f'activation of {name}: per_channel is for weights; '
                          'an activation has one step')
-    return weight, activation, part('perturbation') if activation else None
+    perturbation = part('perturbation')
+    if perturbation and not (weight if perturbation.of_weight else activation):
+        perturbation = None
+    return weight, activation, perturbation
 
 
 def _table(model: nn.Module, whys: Mapping[str, str]) -> LayerTable:

@@ -11,16 +11,23 @@ from mmengine.registry import HOOKS, MODELS, init_default_scope
 from torch import nn
 
 from .compat import load_file
-from .state import bare_state, load_exactly, refuse_other_quantization
+from .state import (
+    bare_state,
+    float_state,
+    load_exactly,
+    refuse_other_architecture,
+    refuse_other_quantization,
+)
 
 
 def load_model(config: str | Config,
                checkpoint: str,
                device: str | torch.device = 'cpu') -> nn.Module:
-    """Build the quantized model of a config and load its checkpoint.
+    """Build the model of a config, quantized or not, and load its checkpoint.
 
     No Runner, teacher or data set is made. The model answers as ``mim test``
-    saw it; SFP and CSD have no part in it.
+    saw it; SFP and CSD have no part in it. A config without an FPQHook, or
+    with one that is off, has a full-precision model.
 
     Args:
         config (str | Config): The config that the model was trained with.
@@ -32,8 +39,8 @@ def load_model(config: str | Config,
         ``model._dataset_meta`` are set, as mmpretrain's inferencers ask.
 
     Raises:
-        ValueError: If the config has no FPQHook, or the checkpoint is not of
-            its model or quantization.
+        ValueError: If the checkpoint is not of the config's architecture or
+            quantization.
     """
     cfg = Config.fromfile(config) if isinstance(config, str) else config
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
@@ -41,21 +48,26 @@ def load_model(config: str | Config,
     if cfg.get('data_preprocessor') is not None:
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
     model = revert_sync_batchnorm(MODELS.build(model_cfg))
-    hook = HOOKS.build(_hook_options(cfg))
+    options = fpq_options(cfg)
+    hook = None if options is None else HOOKS.build(options)
     content = load_file(checkpoint)
     state = bare_state(content)
-    if hook.active:
+    what = f'the checkpoint {checkpoint!r}'
+    if hook is not None and hook.active:
         hook.convert(model)
         refuse_other_quantization(
-            model, state, f'the checkpoint {checkpoint!r}',
+            model, state, what,
             'Use the config that the model was trained with.')
+    else:
+        refuse_other_architecture(float_state(model), state, what)
     load_exactly(model, state)
     model._config = cfg
     model._dataset_meta = content.get('meta', {}).get('dataset_meta')
     return model.to(device).eval()
 
 
-def _hook_options(cfg: Config) -> dict:
+def fpq_options(cfg: Config) -> dict | None:
+    """The config's FPQHook, as it is written there; None if it has none."""
     hooks = list((cfg.get('default_hooks') or {}).values())
     hooks += cfg.get('custom_hooks') or []
     for hook in hooks:
@@ -63,4 +75,4 @@ def _hook_options(cfg: Config) -> dict:
         name = kind if isinstance(kind, str) else kind.__name__
         if name.rpartition('.')[2] == 'FPQHook':
             return hook
-    raise ValueError('the config has no FPQHook in default_hooks')
+    return None

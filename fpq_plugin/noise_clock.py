@@ -19,43 +19,41 @@ def mix(*words: int) -> int:
 
 
 class NoiseClock:
-    """Counts training forwards, so that noise is a function of the place.
+    """Names the place of a draw, so that noise is a function of the place.
 
-    A draw's key is a hash of (seed, rank, iteration, forward, layer, call):
-    mmengine saves no RNG state, and a resumed run draws what the straight
-    run would have drawn. All perturbed layers of a model share one clock.
+    A draw's key is a hash of (seed, rank, iteration, layer, the layer's call
+    in this iteration): mmengine saves no RNG state, and a resumed run draws
+    what the straight run would have drawn. All perturbed layers of a model
+    share one clock.
 
     Attributes:
         seed (int): The run's seed. Defaults to 0.
         rank (int): The process's rank: ranks draw different noise.
+        iteration (int): The training iteration. Defaults to 0.
+        seeks (int): How often :meth:`seek` was called.
+        ticks (int): How many training forwards have started.
     """
 
     def __init__(self) -> None:
         self.seed = 0
         self.rank = 0
         self.iteration = 0
-        self.forward = 0
-        self._ticks = 0
+        self.seeks = 0
+        self.ticks = 0
 
     def seek(self, iteration: int) -> None:
         """Go to the start of training iteration ``iteration``."""
         self.iteration = iteration
-        self.forward = 0
+        self.seeks += 1
 
     def tick(self, model: torch.nn.Module, args: tuple) -> None:
         """Forward pre-hook of the model: the next training forward starts."""
         if model.training:
-            self.forward += 1
-            self._ticks += 1
-
-    def now(self) -> int:
-        """A number of the running forward, never the same again."""
-        return self._ticks
+            self.ticks += 1
 
     def key(self, layer: int, call: int) -> int:
-        """64-bit key of ``layer``'s ``call``-th call in this forward."""
-        return mix(self.seed, self.rank, self.iteration, self.forward, layer,
-                   call)
+        """64-bit key of ``layer``'s ``call``-th call in this iteration."""
+        return mix(self.seed, self.rank, self.iteration, layer, call)
 
 
 def in_backward() -> bool:

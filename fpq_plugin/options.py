@@ -21,7 +21,8 @@ def known_options(cls: type) -> list[str]:
         parameters = inspect.signature(base.__init__).parameters.values()
         names += [
             p.name for p in parameters
-            if p.name != 'self' and p.kind is p.POSITIONAL_OR_KEYWORD
+            if p.name != 'self'
+            and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
         ]
         if all(p.kind is not p.VAR_KEYWORD for p in parameters):
             break

@@ -1,8 +1,9 @@
-"""Optimizer groups for the quantizers' scales."""
+"""Optimizer groups for the quantizers' learned parameters."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -20,14 +21,24 @@ def quantizer_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def weight_decays(model: nn.Module) -> dict[int, float]:
+    """Weight decay of each quantizer parameter, by the parameter's id."""
+    return {
+        id(parameter): module.weight_decay.get(key, 0.0)
+        for module in model.modules() if isinstance(module, Quantizer)
+        for key, parameter in module.named_parameters(recurse=False)
+    }
+
+
 def separate_scales(model: nn.Module,
                     optimizers: list[torch.optim.Optimizer],
                     lr_mult: float = 1.0) -> None:
-    """Give the quantizers' parameters groups without weight decay.
+    """Give the quantizers' parameters groups with their own weight decay.
 
     Each parameter leaves the group it is in for a new one with the same
-    options, ``weight_decay=0`` and ``lr * lr_mult``. This works on the built
-    optimizer, so it holds for any optimizer constructor.
+    options, ``lr * lr_mult`` and the weight decay that its quantizer asks
+    for: 0, except for PACT's clip. This works on the built optimizer, so it
+    holds for any optimizer constructor.
 
     Args:
         model (nn.Module): A converted model.
@@ -39,23 +50,25 @@ def separate_scales(model: nn.Module,
             the message names it.
     """
     scales = quantizer_parameters(model)
-    names = {id(parameter): name for name, parameter in scales.items()}
+    decays = weight_decays(model)
     for optimizer in optimizers:
         for group in list(optimizer.param_groups):
-            own = [p for p in group['params'] if id(p) in names]
+            rest = [p for p in group['params'] if id(p) not in decays]
+            own = _by_decay(group['params'], decays)
             if not own:
                 continue
-            if len(own) == len(group['params']):
-                moved = group
+            options = {k: v for k, v in group.items() if k != 'params'}
+            options['lr'] = group['lr'] * lr_mult
+            groups = [
+                dict(options, params=parameters, weight_decay=decay)
+                for decay, parameters in own.items()
+            ]
+            if rest:
+                group['params'] = rest
             else:
-                moved = {k: v for k, v in group.items() if k != 'params'}
-                moved['params'] = own
-                group['params'] = [
-                    p for p in group['params'] if id(p) not in names
-                ]
-                optimizer.add_param_group(moved)
-            moved['weight_decay'] = 0.0
-            moved['lr'] = group['lr'] * lr_mult
+                group.update(groups.pop(0))
+            for new in groups:
+                optimizer.add_param_group(new)
     seen = Counter(
         id(p) for optimizer in optimizers for group in optimizer.param_groups
         for p in group['params'])
@@ -70,20 +83,32 @@ def separate_scales(model: nn.Module,
 
 
 def param_groups(model: nn.Module, **options: float) -> list[dict]:
-    """Two groups for a torch optimizer: the model's, and the scales'.
+    """Groups for a torch optimizer: the model's, and the quantizers'.
 
     Args:
         model (nn.Module): A converted model.
         **options: Options of the first group, ``lr`` and ``weight_decay``
-            say; the second has the same but no weight decay.
+            say; the others have the same but their own weight decay, 0
+            except for PACT's clip.
 
     Returns:
         list[dict]: Parameter groups.
     """
-    scales = list(quantizer_parameters(model).values())
-    own = {id(parameter) for parameter in scales}
-    rest = [p for p in model.parameters() if id(p) not in own]
+    decays = weight_decays(model)
+    rest = [p for p in model.parameters() if id(p) not in decays]
+    own = _by_decay(quantizer_parameters(model).values(), decays)
     return [
         dict(params=rest, **options),
-        dict(params=scales, **{**options, 'weight_decay': 0.0}),
+        *(dict(params=parameters, **{**options, 'weight_decay': decay})
+          for decay, parameters in own.items()),
     ]
+
+
+def _by_decay(parameters: Iterable[nn.Parameter],
+              decays: dict[int, float]) -> dict[float, list[nn.Parameter]]:
+    """The quantizers' parameters among ``parameters``, by weight decay."""
+    groups = defaultdict(list)
+    for parameter in parameters:
+        if id(parameter) in decays:
+            groups[decays[id(parameter)]].append(parameter)
+    return groups

@@ -6,6 +6,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from . import perturb_op
+from .compiled import is_compiling
 from .noise_clock import NoiseClock, in_backward, mix
 from .numeric import is_number
 
@@ -30,7 +32,12 @@ class StochasticFeaturePerturbation(nn.Module):
 
     Raises:
         ValueError: If ``p``, ``where`` or ``granularity`` is none of these.
+
+    Attributes:
+        of_weight (bool): Whether it perturbs the weight, not the feature.
     """
+
+    of_weight = False
 
     def __init__(self,
                  p: float = 0.1,
@@ -49,13 +56,19 @@ class StochasticFeaturePerturbation(nn.Module):
         self.where = where
         self.granularity = granularity
         self.place(NoiseClock(), 0)
+        self._number = perturb_op.enlist(self)
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._number = perturb_op.enlist(self)  # a copy's own
 
     def place(self, clock: NoiseClock, layer: int) -> None:
         """Give the draws their clock and the layer's number in the model."""
         self.clock = clock
         self.layer = layer
-        self._now = None
-        self._calls = 0
+        self._seeks = self._ticks = None
+        self._calls = 0  # in this iteration
+        self._calls_now = 0  # in this forward
 
     def forward(self, x: Tensor, quantizer: nn.Module) -> Tensor:
         """Quantize ``x`` with ``quantizer`` and perturb it.
@@ -72,10 +85,23 @@ class StochasticFeaturePerturbation(nn.Module):
         """
         if not self.training or not quantizer.has_step():
             return quantizer(x)
-        key = self.clock.key(self.layer, self._call())
+        step = self.step_along(quantizer, x)
         if self.where == 'before':
-            return quantizer(self.perturb(x, quantizer.step(), key))
-        return self.perturb(quantizer(x), quantizer.step(), key)
+            return quantizer(self._perturbed(x, step))
+        return self._perturbed(quantizer(x), step)
+
+    def step_along(self, quantizer: nn.Module, x: Tensor) -> Tensor:
+        """The step s, broadcasting to ``x``."""
+        return quantizer.step()
+
+    def _perturbed(self, x: Tensor, step: Tensor) -> Tensor:
+        if is_compiling() and perturb_op.AVAILABLE:
+            return perturb_op.perturb(x, step, self._number)
+        return self.perturb_now(x, step)
+
+    def perturb_now(self, x: Tensor, step: Tensor) -> Tensor:
+        """``x`` with the noise of this call, drawn as the clock says."""
+        return self.perturb(x, step, self.clock.key(self.layer, self._call()))
 
     def perturb(self, x: Tensor, step: Tensor, key: int) -> Tensor:
         """``x + b d`` of equation (9), with the draws that ``key`` names."""
@@ -97,26 +123,30 @@ class StochasticFeaturePerturbation(nn.Module):
         return chosen.to(x.device, torch.float32) if chosen.any() else None
 
     def _call(self) -> int:
-        """This call's number in the running forward.
+        """This call's number in the running iteration.
 
         Activation checkpointing runs the forward again during the backward;
         that call gets the number, and so the noise, of the first time.
 
         Raises:
-            RuntimeError: If the layer was called more than once: which call
-                is run again cannot be told.
+            RuntimeError: If the layer was called more than once in that
+                forward: which call is run again cannot be told.
         """
-        if self._now != self.clock.now():
-            self._now = self.clock.now()
-            self._calls = 0
-        if in_backward() and self._calls:
-            if self._calls > 1:
+        if in_backward() and self._calls_now:
+            if self._calls_now > 1:
                 raise RuntimeError(
                     'activation checkpointing runs a perturbed layer again '
-                    f'that was called {self._calls} times in one forward; set '
-                    'perturbation=None for it in overrides')
-            return 0
+                    f'that was called {self._calls_now} times in one forward; '
+                    'set perturbation=None for it in overrides')
+            return self._calls - 1
+        if self._seeks != self.clock.seeks:
+            self._seeks = self.clock.seeks
+            self._calls = 0
+        if self._ticks != self.clock.ticks:
+            self._ticks = self.clock.ticks
+            self._calls_now = 0
         self._calls += 1
+        self._calls_now += 1
         return self._calls - 1
 
     def extra_repr(self) -> str:

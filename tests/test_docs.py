@@ -1,18 +1,19 @@
 """The code of the documentation runs, block after block."""
 
 import re
+from importlib.util import find_spec
 
 import pytest
+from mmengine.registry import HOOKS
 from runs import ROOT
 
 from brevitas_adapters.backend import BREVITAS
 from fpq_plugin import FPQHook
 
-TEXT = (ROOT / 'docs/brevitas.md').read_text()
 
-
-def blocks(language):
-    return re.findall(rf'```{language}\n(.*?)```', TEXT, re.DOTALL)
+def blocks(page, language):
+    text = (ROOT / 'docs' / page).read_text()
+    return re.findall(rf'```{language}\n(.*?)```', text, re.DOTALL)
 
 
 @pytest.fixture
@@ -26,8 +27,9 @@ def registered():
 
 def test_the_brevitas_page_runs(tmp_path, monkeypatch, registered):
     monkeypatch.chdir(tmp_path)
-    configs = [b for b in blocks('python') if b.startswith('default_hooks')]
-    code = [b for b in blocks('python') if b not in configs]
+    found = blocks('brevitas.md', 'python')
+    configs = [b for b in found if b.startswith('default_hooks')]
+    code = [b for b in found if b not in configs]
     assert len(configs) == 2
     assert len(code) == 6
     for config in configs:
@@ -42,6 +44,36 @@ def test_the_brevitas_page_runs(tmp_path, monkeypatch, registered):
     assert (tmp_path / 'model.onnx').exists()
 
 
-def test_its_command_exists():
-    command, = re.findall(r'python (tools/\S+)', TEXT)
-    assert (ROOT / command).is_file()
+def test_the_export_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, *code = blocks('export.md', 'python')
+    scope = {}
+    exec(config, scope)
+    options = scope['default_hooks']['fpq']
+    assert options.pop('type') == 'FPQHook'
+    FPQHook(**options)
+    assert len(code) == 5
+    for block in code:
+        exec(block, scope)
+    assert (tmp_path / 'model.onnx').exists()
+
+
+def test_the_analysis_page_runs():
+    hooks, code = blocks('analysis.md', 'python')
+    scope = {}
+    exec(hooks, scope)
+    assert len(scope['custom_hooks']) == 4
+    for hook in scope['custom_hooks']:
+        assert HOOKS.build(hook).interval == 1
+    exec(code, {})
+
+
+def test_the_analysis_pages_commands_and_pictures_exist():
+    assert find_spec('fpq_plugin.analysis.__main__')
+    text = (ROOT / 'docs/analysis.md').read_text()
+    for command in re.findall(r'python (benchmarks/\S+)', text):
+        assert (ROOT / command).is_file()
+    pictures = re.findall(r'!\[.*?\]\((\S+?)\)', text)
+    assert len(pictures) >= 5
+    for picture in pictures:
+        assert (ROOT / 'docs' / picture).is_file()

@@ -8,10 +8,13 @@ from mmengine import Config
 from mmengine.registry import HOOKS, MODELS, init_default_scope
 from runs import CONFIGS
 
+from fpq_plugin.layers import quantized_layers
+
+METHODS = sorted(p.stem for p in CONFIGS.glob('_base_/methods/*.py'))
 ALL = sorted(p.relative_to(CONFIGS) for p in CONFIGS.rglob('*.py')
              if p.name != '__init__.py'
              # Their bases are of libraries that need mmcv's ops.
-             and p.parts[-2] not in ('mmdet', 'mmseg'))
+             and p.parent.name not in ('methods', 'mmdet', 'mmseg'))
 
 
 @pytest.mark.parametrize('path', ALL, ids=str)
@@ -47,6 +50,53 @@ def test_models_convert(path):
     assert set(bits[1:-1]) == {4}
 
 
+def with_method(name, tmp_path):
+    """A user's config that puts a method's fragment into a model's."""
+    path = tmp_path / 'user.py'
+    bases = [str(CONFIGS / '_base_' / base)
+             for base in ('fashion_mnist_1k.py', 'sgd_40e.py',
+                          'resnet_thin_fashion_mnist.py',
+                          f'methods/{name}.py')]
+    path.write_text(f'_base_ = {bases}\n'
+                    'default_hooks = dict(fpq=_base_.fpq)\n')
+    return Config.fromfile(str(path))
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_methods_are_what_they_are_called(name, tmp_path):
+    cfg = with_method(name, tmp_path)
+    init_default_scope('mmpretrain')
+    hook = HOOKS.build(cfg.default_hooks.fpq)
+    table = hook.convert(model := MODELS.build(cfg.model))
+    assert table[1].weight_bits == table[1].activation_bits == 4
+    layer = quantized_layers(model)['backbone.layer1.0.conv1']
+    quantizers = (type(layer.weight_quantizer).__name__,
+                  type(layer.input_quantizer).__name__)
+    assert quantizers == {
+        'lsq_plus': ('LSQPlusFakeQuantize', ) * 2,
+        'pact': ('DoReFaFakeQuantize', 'PACTFakeQuantize'),
+        'torch_ao': ('TorchAOFakeQuantize', ) * 2,
+    }.get(name, ('LSQFakeQuantize', ) * 2)
+    assert layer.weight_quantizer.is_per_channel == (name != 'per_tensor')
+    noise = type(layer.perturbation).__name__
+    assert noise == {
+        'fpq': 'StochasticFeaturePerturbation',
+        'fpq_kd': 'StochasticFeaturePerturbation',
+        'per_tensor': 'StochasticFeaturePerturbation',
+        'sfp': 'StochasticFeaturePerturbation',
+        'weight_noise': 'StochasticWeightPerturbation',
+    }.get(name, 'NoneType')
+    assert [criterion.label for criterion in hook.criteria] == {
+        'csd': ['csd'],
+        'fpq': ['csd'],
+        'fpq_kd': ['csd', 'kd'],
+        'kd': ['kd'],
+        'per_tensor': ['csd'],
+        'weight_noise': ['csd'],
+    }.get(name, [])
+    assert ('sam' in cfg) == ('sam' in name)
+
+
 def test_the_papers_protocol():
     cfg = Config.fromfile(str(CONFIGS / 'cifar/resnet18_fpq_w2a4_cifar100.py'))
     assert cfg.optim_wrapper.optimizer == dict(
@@ -67,9 +117,22 @@ def test_mobilenet_for_small_images_keeps_its_resolution():
     with torch.no_grad():
         maps = model.extract_feat(torch.randn(1, 3, 32, 32), 'backbone')
     assert maps[0].shape == (1, 1280, 4, 4)
+    cfg = Config.fromfile(
+        str(CONFIGS / 'cifar/mobilenet_v1_fp_cifar10.py'))
+    model = MODELS.build(cfg.model).eval()
+    with torch.no_grad():
+        maps = model.extract_feat(torch.randn(1, 3, 32, 32), 'backbone')
+    assert maps[0].shape == (1, 1024, 2, 2)
+    # Howard et al.: 4.2 M parameters with 1,000 classes, 1.0 M of them there.
+    backbone = sum(p.numel() for p in model.backbone.parameters())
+    assert 3.1e6 < backbone < 3.3e6
 
 
-def test_the_zoo_config_points_at_openmmlabs_checkpoint():
-    cfg = Config.fromfile(str(CONFIGS / 'fpq_resnet50_w4a4.py'))
-    assert Path(cfg.load_from).name == \
-        'resnet50_8xb32_in1k_20210831-ea4938fc.pth'
+@pytest.mark.parametrize(('name', 'file'), [
+    ('resnet50', 'resnet50_8xb32_in1k_20210831-ea4938fc.pth'),
+    ('mobilenet_v2', 'mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth'),
+    ('deit_small', 'deit-small_pt-4xb256_in1k_20220218-9425b9bb.pth'),
+])
+def test_the_zoo_configs_point_at_openmmlabs_checkpoints(name, file):
+    cfg = Config.fromfile(str(CONFIGS / f'fpq_{name}_w4a4.py'))
+    assert Path(cfg.load_from).name == file

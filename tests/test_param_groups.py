@@ -63,6 +63,29 @@ def test_groups_for_a_plain_loop():
     check(model, optimizer, 0.1)
 
 
+@pytest.mark.parametrize('many', [False, True])
+def test_pacts_clip_has_its_own_weight_decay(many):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    convert(model, activation=dict(type='PACTFakeQuantize',
+                                   weight_decay=0.03))
+    groups = [dict(params=[p]) for p in model.parameters()]
+    optimizer = torch.optim.SGD(
+        groups if many else model.parameters(), lr=0.1, weight_decay=1e-4)
+    separate_scales(model, [optimizer], lr_mult=0.5)
+    plain = torch.optim.SGD(param_groups(model, lr=0.1, weight_decay=1e-4))
+    names = {id(p): name for name, p in model.named_parameters()}
+    for built, lr in ((optimizer, 0.05), (plain, 0.1)):
+        found = {}
+        for group in built.param_groups:
+            for p in group['params']:
+                assert names[id(p)] not in found
+                found[names[id(p)]] = (group['lr'], group['weight_decay'])
+        assert found['0.input_quantizer.clip'] == (lr, 0.03)
+        assert found['1.weight_quantizer.scale'] == (lr, 0.0)
+        assert found['1.weight'] == (0.1, 1e-4)
+        assert set(found) == set(names.values())
+
+
 def test_frozen_scales_may_be_left_out():
     """As layer-wise learning-rate constructors do."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))

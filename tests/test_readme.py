@@ -3,10 +3,13 @@
 import inspect
 import re
 
+import torch
 from mmengine import Config
 from runs import CONFIGS, ROOT
 
+import fpq_plugin
 from fpq_plugin import FPQHook
+from fpq_plugin.backends import get_backend
 
 BLOCKS = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(),
                     re.DOTALL)
@@ -18,16 +21,20 @@ def block(start):
 
 
 def test_the_plain_loop_and_the_new_layer_run():
-    from torch import nn
-
-    from fpq_plugin.backends import get_backend
-    layers = get_backend('torch_ao').layers
     exec(block('import copy, torch'), {})
+    layers, scope = get_backend('torch_ao').layers, {}
+    before = dict(layers)
     try:
-        exec(block('@register_layer'), {})
-        assert nn.Conv1d in layers
+        exec(block('@register_layer'), scope)
+        model = torch.nn.Sequential(scope['TokenMixing'](5))
+        fpq_plugin.convert(model)
+        x = torch.randn(2, 5, 3)
+        fpq_plugin.calibrate(model, [x])
+        assert type(model[0]) is scope['QuantizedTokenMixing']
+        torch.testing.assert_close(model(x), x, rtol=0, atol=0.1)
     finally:
-        layers.pop(nn.Conv1d, None)
+        layers.clear()
+        layers.update(before)
 
 
 def test_the_options_block_names_every_option_and_builds():

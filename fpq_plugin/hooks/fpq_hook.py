@@ -50,6 +50,7 @@ from ..state import (
 )
 from ..teacher import fill_from_file
 from ..version import __version__
+from .export_at_end import ExportAtEnd
 from .run_teacher import RunTeacher
 from .start_weights import starts_from_teacher
 
@@ -65,7 +66,7 @@ class FPQHook(Hook):
     full-precision checkpoint. The Runner's model is converted in place
     before training, validation and test alike; in training the teacher, the
     calibration, SFP and CSD join (Algorithm 1, equation (22)). The added
-    loss is ``loss_csd``.
+    loss is ``loss_csd``; that of LogitKD is ``loss_kd``.
 
     Args:
         backend (str): Whose quantizers and layers: 'torch_ao' or 'brevitas'
@@ -76,7 +77,9 @@ class FPQHook(Hook):
             ``bits=32``: float. Defaults to LSQ, 4 bits. With both off and no
             overrides the hook does nothing.
         perturbation (dict, optional): SFP; None: off. Defaults to p = 0.1.
-        distillation (dict, optional): CSD; None: off. Defaults to lambda 1.
+        distillation (dict | list[dict], optional): CSD, or another loss of
+            the teacher's outputs, or several; None: off. Defaults to CSD
+            with lambda 1.
         teacher (str, optional): Full-precision checkpoint of the teacher.
             Defaults to None: the full-precision weights that the run starts
             from; a resumed run finds them again in its work directory.
@@ -95,6 +98,8 @@ class FPQHook(Hook):
             (:func:`fpq_plugin.proposals.behind_proposals`).
         scale_lr_mult (float): Learning rate of the quantizers' parameters
             over that of the group they would be in. Defaults to 1.0.
+        export (str, optional): ONNX file to write at the end of training, in
+            the work directory. Defaults to None.
 
     Raises:
         TypeError: If an option is of a wrong type.
@@ -110,7 +115,8 @@ class FPQHook(Hook):
                  weight: dict | None = DEFAULT_WEIGHT,
                  activation: dict | None = DEFAULT_ACTIVATION,
                  perturbation: dict | None = DEFAULT_PERTURBATION,
-                 distillation: dict | None = DEFAULT_DISTILLATION,
+                 distillation: dict | list[dict]
+                 | None = DEFAULT_DISTILLATION,
                  teacher: str | None = None,
                  calibration: dict = DEFAULT_CALIBRATION,
                  first_last_bits: int | None = 8,
@@ -119,6 +125,7 @@ class FPQHook(Hook):
                  attention: dict | None = None,
                  distill_skip: Sequence[str] = (),
                  scale_lr_mult: float = 1.0,
+                 export: str | None = None,
                  **unknown: Any) -> None:
         refuse_unknown('fpq', unknown, known_options(FPQHook))
         if teacher is not None and not isinstance(teacher, str):
@@ -140,12 +147,11 @@ class FPQHook(Hook):
         refuse_no_patterns('fpq.distill_skip', distill_skip)
         self.distill_skip = distill_skip
         self.active = not is_float(weight, activation, overrides)
-        distillation = resolve('distillation', distillation, 'CSDLoss')
-        self.criterion = (None if distillation is None else build(
-            'distillation', distillation))
+        self.criteria = _criteria(distillation)
         self.num_images = _num_images(calibration)
         self.teacher = teacher
         self.scale_lr_mult = scale_lr_mult
+        self._export = ExportAtEnd(export, self.active)
 
         self._run_teacher = RunTeacher(teacher)
         self._fill_student = False
@@ -173,7 +179,7 @@ class FPQHook(Hook):
             if not runner._has_loaded:
                 self._fill_student = starts_from_teacher(
                     runner, model, self.teacher)
-            if self.criterion is not None and self._run_teacher.model is None:
+            if self.criteria and self._run_teacher.model is None:
                 self._run_teacher.copy(model)
             self._warn_of_unread_options(runner)
         if not quantized_layers(model):
@@ -271,20 +277,21 @@ class FPQHook(Hook):
         if self._fill_student:
             runner.logger.info('FPQ: the student starts from fpq.teacher')
             fill_from_file(model, self.teacher, 'fpq.teacher')
-        if self.criterion is not None:
+        if self.criteria:
             self._run_teacher.settle(runner, model)
         if uninitialized(model):
             self._calibrate(runner, model)
+        self._export.check(runner, model)
         self._tell_uncalled(runner, model)
         self._count_micro_batches(runner, model)
         self._clock = noise_clock(model)
         if self._clock is not None:
             self._clock.seed, self._clock.rank = runner.seed or 0, get_rank()
-        if self.criterion is not None:
+        if self.criteria:
             self._distiller = Distiller(
                 model,
                 self._run_teacher.model,
-                self.criterion,
+                self.criteria,
                 run_teacher=_run_tensor_mode,
                 condition=_is_loss_mode,
                 warn=runner.logger.warning,
@@ -357,7 +364,10 @@ class FPQHook(Hook):
     def _add_loss(self, model: nn.Module, args: tuple, kwargs: dict,
                   losses: Any) -> None:
         if model.training and _is_loss_mode(kwargs):
-            losses['loss_csd'] = self._distiller.loss()
+            losses.update({
+                f'loss_{label}': loss
+                for label, loss in self._distiller.losses().items()
+            })
 
     def after_train_iter(self,
                          runner: Runner,
@@ -426,6 +436,7 @@ class FPQHook(Hook):
             self._distiller.detach()
         self._distiller = self._guard = self._loss_handle = None
         self._clock = self._run_teacher.model = None
+        self._export.run(runner)
 
     def _summary(self) -> str:
         rows = self._table
@@ -439,7 +450,7 @@ class FPQHook(Hook):
             losses = self._distiller.layer_losses()
             far = max(losses, key=lambda name: float(losses[name]))
             text += (f'; the layer farthest from the teacher is {far} '
-                     f'(loss_csd {float(losses[far]):.4f} in the last '
+                     f'(loss {float(losses[far]):.4f} in the last '
                      'iteration)')
         return text
 
@@ -453,6 +464,15 @@ def _inner(model: nn.Module) -> nn.Module:
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
+
+
+def _criteria(
+        distillation: dict | list[dict] | None) -> list[nn.Module]:
+    """The losses that ``fpq.distillation`` names; none: an empty list."""
+    if not isinstance(distillation, (list, tuple)):
+        distillation = [distillation]
+    cfgs = [resolve('distillation', cfg, 'CSDLoss') for cfg in distillation]
+    return [build('distillation', cfg) for cfg in cfgs if cfg is not None]
 
 
 def _num_images(calibration: dict) -> int:

@@ -75,16 +75,18 @@ class QuantizedLayer(nn.Module):
 
     def quantized_weight(self, weight: Tensor) -> Tensor:
         """The weight that enters the operation."""
-        if self.weight_quantizer is None:
-            return weight
-        return self.weight_quantizer(weight)
+        return self._quantized(weight, self.weight_quantizer, True)
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """The tensor that enters the operation: quantized and perturbed."""
-        quantizer, perturbation = self.input_quantizer, self.perturbation
+        return self._quantized(x, self.input_quantizer, False)
+
+    def _quantized(self, x: Tensor, quantizer: nn.Module | None,
+                   of_weight: bool) -> Tensor:
         if quantizer is None:
             return x
-        if perturbation is None:
+        perturbation = self.perturbation
+        if perturbation is None or perturbation.of_weight != of_weight:
             return quantizer(x)
         return perturbation(x, quantizer)
 

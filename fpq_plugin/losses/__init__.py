@@ -1,4 +1,5 @@
 from .csd import CSDLoss
 from .csd_function import csd
+from .logit_kd import LogitKD
 
-__all__ = ['CSDLoss', 'csd']
+__all__ = ['CSDLoss', 'LogitKD', 'csd']

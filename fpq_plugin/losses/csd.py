@@ -43,6 +43,9 @@ class CSDLoss(nn.Module):
         True
     """
 
+    label = 'csd'
+    last_layer_only = False
+
     def __init__(self,
                  loss_weight: float = 1.0,
                  reduction: str = 'mean',
@@ -87,6 +90,24 @@ class CSDLoss(nn.Module):
         Raises:
             ValueError: If the shapes differ.
         """
+        return self.tap(student, teacher, channel_axis)[1]
+
+    def tap(self,
+            student: Tensor,
+            teacher: Tensor,
+            channel_axis: int = 1) -> tuple[Tensor, Tensor]:
+        """The student's output, for the model to go on with, and the loss.
+
+        A model that goes on with the first has its own gradient and the
+        loss's joined in one pass. Takes what :meth:`forward` takes.
+
+        Returns:
+            tuple[Tensor, Tensor]: ``student``'s values, sharing its memory,
+            and the scalar that :meth:`forward` returns.
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
         if student.shape != teacher.shape:
             raise ValueError(
                 f"the student's output has shape {tuple(student.shape)} and "
@@ -101,7 +122,7 @@ class CSDLoss(nn.Module):
         elif self.reduction == 'channel_sum':
             factor *= student.shape[channel_axis] / student.numel()
         joint = self.sync and get_world_size() > 1
-        return csd(student, teacher.detach(), dims, self.eps, joint) * factor
+        return csd(student, teacher.detach(), dims, self.eps, joint, factor)
 
     def extra_repr(self) -> str:
         return (f'loss_weight={self.loss_weight}, '

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..compiled import compiled
+from ..compiled import compiled, constant, is_compiling
 from .joint_moments import joint_moments
 
 
@@ -39,8 +39,8 @@ def _moments(student: Tensor, teacher: Tensor, over_batch: bool):
 
 
 @compiled
-def _loss(student: Tensor, teacher: Tensor, over_batch: bool,
-          eps: float) -> tuple[Tensor, ...]:
+def _loss(student: Tensor, teacher: Tensor, over_batch: bool, eps: float,
+          factor: float | Tensor) -> tuple[Tensor, ...]:
     """The loss of maps of shape (N, C, L) and what its gradient needs.
 
     Returns:
@@ -50,21 +50,21 @@ def _loss(student: Tensor, teacher: Tensor, over_batch: bool,
     """
     wide = _wide(student)
     moments = _moments(student.to(wide), teacher.to(wide), over_batch)
-    return _from_moments(moments, student.numel(), eps)
+    return _from_moments(moments, student.numel(), eps, factor)
 
 
-def _joint_loss(student: Tensor, teacher: Tensor,
-                eps: float) -> tuple[Tensor, ...]:
+def _joint_loss(student: Tensor, teacher: Tensor, eps: float,
+                factor: float) -> tuple[Tensor, ...]:
     """:func:`_loss` with the statistics of all processes' joint batch."""
     wide = _wide(student)
     moments = _moments(student.to(wide), teacher.to(wide), True)
     elements = student.numel()
     joint = joint_moments(moments, elements // moments[0].numel())
-    return _from_moments(joint, elements, eps)
+    return _from_moments(joint, elements, eps, factor)
 
 
-def _from_moments(moments: tuple[Tensor, ...], elements: int,
-                  eps: float) -> tuple[Tensor, ...]:
+def _from_moments(moments: tuple[Tensor, ...], elements: int, eps: float,
+                  factor: float | Tensor) -> tuple[Tensor, ...]:
     mean_s, var_s, mean_t, var_t, cov = moments
     a, b = (var_s + eps).rsqrt(), (var_t + eps).rsqrt()
     own = 2 * a * a * (eps * a * a + cov * a * b)
@@ -73,16 +73,24 @@ def _from_moments(moments: tuple[Tensor, ...], elements: int,
         var_t / (var_t + eps) + var_s / (var_s + eps) - 2 * cov /
         ((var_t + eps) * (var_s + eps)).sqrt())
     loss = per_channel.sum() * (elements // cov.numel())
-    return loss, own, mean_s, cross, mean_t
+    return loss * factor, own, mean_s, cross, mean_t
 
 
 @compiled
 def _gradient(student: Tensor, teacher: Tensor, own: Tensor, mean_s: Tensor,
-              cross: Tensor, mean_t: Tensor, grad: Tensor) -> Tensor:
-    """Gradient for the student's map, times ``grad``, a scalar."""
+              cross: Tensor, mean_t: Tensor, grad: Tensor,
+              factor: float | Tensor, upstream: Tensor | None) -> Tensor:
+    """Gradient for the student's map, times the scalars grad and factor.
+
+    ``upstream``, the gradient from the rest of the model, is added in the
+    same pass over memory.
+    """
     wide = _wide(student)
+    grad = grad * factor
     out = (grad * own) * (student.to(wide) - mean_s)
     out = out + (grad * cross) * (teacher.to(wide) - mean_t)
+    if upstream is not None:
+        out = out + upstream.to(wide)
     return out.to(student.dtype)
 
 
@@ -92,44 +100,88 @@ class CSDFunction(Function):
     With n elements a channel, biased moments and e = eps, a channel's sum is
     ``n [vt/(vt+e) + vs/(vs+e) - 2 cov / sqrt((vt+e)(vs+e))]`` (spec 4).
     Gradients go to the student's map alone; differentiable twice.
+
+    The student's map passes through, so that its two gradients, the loss's
+    and the rest of the model's, are one pass over memory. The maps are kept
+    on the node and not by ``save_for_backward``: activation checkpointing
+    counts what that saves, and does not distil when it runs a region again.
     """
 
     @staticmethod
-    def forward(ctx, student, teacher, dims, eps, joint):
+    def forward(ctx, student, teacher, dims, eps, joint, factor):
+        ctx.set_materialize_grads(False)
         over_batch = 0 in dims
         channel = max(set(range(student.dim())) - set(dims))
         maps = _as_maps(student, channel), _as_maps(teacher, channel)
-        if joint and over_batch:
-            loss, *coefficients = _joint_loss(*maps, eps)
+        joint = joint and over_batch
+        if joint:
+            loss, *ctx.coefficients = _joint_loss(*maps, eps, factor)
+        elif _loss.pays(student):
+            loss, *ctx.coefficients = _loss(*maps, over_batch, eps,
+                                            constant(factor, student.device))
         else:
-            run = _loss if _loss.pays(student) else _loss.plain
-            loss, *coefficients = run(*maps, over_batch, eps)
-        ctx.save_for_backward(student, teacher, *coefficients)
-        ctx.settings = (channel, over_batch, eps, joint)
-        return loss
+            loss, *ctx.coefficients = _loss.plain(*maps, over_batch, eps,
+                                                  factor)
+        ctx.maps = student, teacher
+        ctx.versions = student._version, teacher._version
+        ctx.settings = (channel, over_batch, eps, joint, factor)
+        # Detached: autograd lets what follows change it in place.
+        return student.detach(), loss
 
     @staticmethod
-    def backward(ctx, grad):
-        student, teacher, *coefficients = ctx.saved_tensors
-        channel, over_batch, eps, joint = ctx.settings
-        maps = _as_maps(student, channel), _as_maps(teacher, channel)
+    def backward(ctx, upstream, grad):
+        if grad is None:
+            return upstream, *(None, ) * 5
+        student, teacher = _maps_of(ctx)
+        channel, over_batch, eps, joint, factor = ctx.settings
+        maps = [_as_maps(student, channel), _as_maps(teacher, channel)]
+        coefficients = ctx.coefficients
+        run = _gradient.plain
         if torch.is_grad_enabled():  # a second derivative will be asked for
-            if joint and over_batch:
+            if joint:
                 raise RuntimeError(
                     'CSDLoss(sync=True) can be differentiated once only')
-            _, *coefficients = _loss.plain(*maps, over_batch, eps)
-            run = _gradient.plain
-        else:
-            run = _gradient if _gradient.pays(student) else _gradient.plain
-        out = run(*maps, *coefficients, grad)
-        return _from_maps(out, student.shape, channel), *(None, ) * 4
+            _, *coefficients = _loss.plain(*maps, over_batch, eps, factor)
+        elif _gradient.pays(student):
+            run, factor = _gradient, constant(factor, student.device)
+        if upstream is not None:
+            upstream = _as_maps(upstream, channel)
+        out = run(*maps, *coefficients, grad, factor, upstream)
+        return _from_maps(out, student.shape, channel), *(None, ) * 5
+
+
+def _maps_of(ctx) -> tuple[Tensor, Tensor]:
+    """The node's maps, let go unless the graph is to be used again.
+
+    Raises:
+        RuntimeError: If they are gone, or were changed in place.
+    """
+    if ctx.maps is None:
+        raise RuntimeError('the graph of this loss was used and freed: call '
+                           'backward(retain_graph=True) the first time')
+    if ctx.versions != tuple(z._version for z in ctx.maps):
+        raise RuntimeError('a map that CSD compared was changed in place '
+                           'before the backward: clone it')
+    maps = ctx.maps
+    if not _keeps_graph():
+        ctx.maps = None
+    return maps
+
+
+# torch 2.1 cannot tell; the maps then stay as long as the graph.
+_keeps_graph = getattr(torch._C._autograd,
+                       '_get_current_graph_task_keep_graph', lambda: True)
 
 
 def _as_maps(z: Tensor, channel: int) -> Tensor:
-    """``z`` as (N, C, L); a tensor of two axes is one sample, N = 1."""
+    """``z`` as (N, C, L), dense; a tensor of two axes is one sample, N = 1."""
     if z.dim() == 2:
-        return z.movedim(channel, 0)[None]
-    return z.movedim(channel, 1).flatten(2)
+        maps = z.movedim(channel, 0)[None]
+    else:
+        maps = z.movedim(channel, 1).flatten(2)
+    if maps.is_contiguous() or maps.mT.is_contiguous():
+        return maps
+    return maps.contiguous()
 
 
 def _from_maps(maps: Tensor, shape: torch.Size, channel: int) -> Tensor:
@@ -146,7 +198,8 @@ def csd(student: Tensor,
         teacher: Tensor,
         dims: tuple[int, ...],
         eps: float,
-        joint: bool = False) -> Tensor:
+        joint: bool = False,
+        factor: float = 1.0) -> tuple[Tensor, Tensor]:
     """``sum (T - S)^2`` of the maps standardized over ``dims``.
 
     Computes in float32 (float64 for float64 maps), also under autocast.
@@ -159,8 +212,17 @@ def csd(student: Tensor,
         eps (float): Added to each variance.
         joint (bool): Whether to standardize over all processes' joint batch;
             the sum stays this process's share. Defaults to False.
+        factor (float): Factor on the sum. Defaults to 1.0.
 
     Returns:
-        Tensor: Scalar.
+        tuple[Tensor, Tensor]: The student's map, for the model to go on
+        with, and the loss, a scalar. A model that goes on with ``student``
+        itself gets the same gradients, in one more pass over memory.
     """
-    return CSDFunction.apply(student, teacher, dims, eps, joint)
+    if is_compiling() and not joint:
+        channel = max(set(range(student.dim())) - set(dims))
+        loss, *_ = _loss.plain(
+            _as_maps(student, channel), _as_maps(teacher, channel), 0 in dims,
+            eps, factor)
+        return student, loss
+    return CSDFunction.apply(student, teacher, dims, eps, joint, factor)

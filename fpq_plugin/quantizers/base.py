@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.ao.quantization import FakeQuantizeBase
 
+from .grid import Grid
 from .quantizer import Quantizer
 
 
@@ -34,10 +35,16 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
             torch.ao's QAT modules hand to a weight's fake quantizer.
             Defaults to None.
 
+    Attributes:
+        integer_zero_point (bool): Whether the outputs are multiples of the
+            step, so that integer formats can hold them. Defaults to True.
+
     Raises:
         ValueError: If ``bits`` is not an integer of 2 to 8, or
             ``num_channels`` is not positive.
     """
+
+    integer_zero_point = True
 
     def __init__(self,
                  bits: int = 8,
@@ -88,11 +95,15 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
         if self.is_per_channel:
             self._fix_channels(x.shape[self.ch_axis])
             x = x.movedim(self.ch_axis, 0).reshape(x.shape[self.ch_axis], -1)
-            low, high = x.aminmax(dim=1)
         else:
-            low, high = (value.reshape(1) for value in x.aminmax())
+            x = x.reshape(1, -1)
+        low, high = self._range(x)
         torch.minimum(self.min_val, low, out=self.min_val)
         torch.maximum(self.max_val, high, out=self.max_val)
+
+    def _range(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Lowest and highest value to hold of each row, each (C,)."""
+        return rows.aminmax(dim=1)
 
     def was_observed(self) -> bool:
         """Whether :meth:`observe` has seen a tensor since the last reset."""
@@ -127,9 +138,13 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
         else:
             zero = torch.round(self.quant_max - high / step)
             self.zero_point.copy_(zero.clamp(self.quant_min, self.quant_max))
-        self.scale.copy_(step)
+        self._set_step(step)
         self._mark_initialized()
         self.reset_observer()
+
+    def _set_step(self, step: Tensor) -> None:
+        """Start from ``step``, with ``zero_point`` set already."""
+        self.scale.copy_(step)
 
     def reset_observer(self) -> None:
         """Forget the observed range."""
@@ -137,8 +152,26 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
         self.max_val.fill_(-torch.inf)
 
     def calculate_qparams(self, **kwargs) -> tuple[Tensor, Tensor]:
-        """Current step and zero point, as torch.ao's ``convert`` asks."""
-        return self.step(), self.zero_point.clone()
+        """Current step and zero point, as torch.ao's ``convert`` asks.
+
+        Raises:
+            NotImplementedError: As :meth:`grid`.
+        """
+        return self.grid().step, self.zero_point.clone()
+
+    def grid(self) -> Grid:
+        """The integers that its values stand for.
+
+        Raises:
+            NotImplementedError: If not :attr:`integer_zero_point`.
+        """
+        if not self.integer_zero_point:
+            raise NotImplementedError(
+                f'{type(self).__name__} has no integer zero point, so no '
+                'integers stand for its values; LSQFakeQuantize has')
+        return Grid(self.step(), self.zero_point, self.quant_min,
+                    self.quant_max,
+                    self.ch_axis if self.is_per_channel else None)
 
     def enable_fake_quant(self, enabled: bool = True) -> None:
         """Switch fake quantization on or off."""
@@ -161,10 +194,21 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
         if self._final_shape:
             return
         # `.data` keeps the parameter that an optimizer may hold already.
-        for tensor in (self.scale, self.zero_point, self.min_val,
-                       self.max_val):
+        for tensor in (self.min_val, self.max_val, *self._per_channel()):
             tensor.data = tensor.data[:1].repeat(channels)
         self._final_shape = True
+
+    def along_channels(self, value: Tensor, x: Tensor) -> Tensor:
+        """``value`` of shape (1,) or (C,), broadcasting to ``x``."""
+        if not self.is_per_channel:
+            return value
+        shape = [1] * x.dim()
+        shape[self.ch_axis] = -1
+        return value.view(shape)
+
+    def _per_channel(self) -> tuple[Tensor, ...]:
+        """The state with one element per channel."""
+        return self.scale, self.zero_point
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
                               missing_keys, unexpected_keys, error_msgs):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..compiled import CompiledFunction, compiled
+from ..compiled import CompiledFunction, compiled, constant
 
 STEP_FLOOR = torch.finfo(torch.float32).eps
 
@@ -44,8 +44,8 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 @compiled
-def _quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int,
-              quant_max: int) -> Tensor:
+def _quantize(x: Tensor, scale: Tensor, zero_point: Tensor,
+              quant_min: int | Tensor, quant_max: int | Tensor) -> Tensor:
     """Equation (3); ``scale`` and ``zero_point`` broadcast to ``x``."""
     dtype = _compute_dtype(x)
     step = positive_step(scale).to(dtype)
@@ -54,14 +54,16 @@ def _quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int,
     return steps.mul_(step).to(x.dtype)
 
 
-def _bounds(zero_point: Tensor, quant_min: int, quant_max: int,
+def _bounds(zero_point: Tensor, quant_min: int | Tensor,
+            quant_max: int | Tensor,
             dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     low = quant_min - zero_point.to(dtype)
     return low, low + (quant_max - quant_min)
 
 
-def _slopes(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int,
-            quant_max: int) -> tuple[Tensor, Tensor]:
+def _slopes(x: Tensor, scale: Tensor, zero_point: Tensor,
+            quant_min: int | Tensor,
+            quant_max: int | Tensor) -> tuple[Tensor, Tensor]:
     """``d x_hat / d x`` and ``d x_hat / d s``, elementwise."""
     dtype = _compute_dtype(x)
     v = x.to(dtype) / positive_step(scale).to(dtype)
@@ -79,11 +81,13 @@ def _sign(scale: Tensor) -> Tensor:
 
 @compiled
 def _gradients(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor,
-               quant_min: int, quant_max: int) -> tuple[Tensor, Tensor]:
+               quant_min: int | Tensor, quant_max: int | Tensor,
+               grad_factor: float | Tensor) -> tuple[Tensor, Tensor]:
     """Gradients for ``x`` and ``scale`` from the one for ``x_hat``."""
     inside, step_slope = _slopes(x, scale, zero_point, quant_min, quant_max)
     grad_step = step_slope.mul_(grad).sum_to_size(scale.shape)
-    return grad * inside, grad_step.to(scale.dtype) * _sign(scale)
+    grad_scale = grad_step.to(scale.dtype) * _sign(scale) * grad_factor
+    return grad * inside, grad_scale.to(scale.dtype)
 
 
 def _memory_format(x: Tensor) -> torch.memory_format | None:
@@ -104,8 +108,8 @@ def _along_channels(value: Tensor, x: Tensor, ch_axis: int | None) -> Tensor:
 
 
 def _run(kernel: CompiledFunction, maps: tuple[Tensor, ...], scale: Tensor,
-         zero_point: Tensor, quant_min: int, quant_max: int,
-         ch_axis: int | None) -> Tensor | tuple[Tensor, Tensor]:
+         zero_point: Tensor, ch_axis: int | None,
+         *numbers: float) -> Tensor | tuple[Tensor, Tensor]:
     """Run ``kernel`` on maps of one shape, the last of which is ``x``.
 
     The compiled kernel sees memory in its own order, as one row or as one
@@ -116,24 +120,23 @@ def _run(kernel: CompiledFunction, maps: tuple[Tensor, ...], scale: Tensor,
         _memory_format(x) if not ch_axis and kernel.pays(x) else None)
     if memory_format is None:
         return kernel.plain(*maps, _along_channels(scale, x, ch_axis),
-                            _along_channels(zero_point, x, ch_axis),
-                            quant_min, quant_max)
+                            _along_channels(zero_point, x, ch_axis), *numbers)
     rows = scale.numel()
     row = x.numel() // rows
     maps = (z.contiguous(memory_format=memory_format).as_strided(
         (rows, row), (row, 1)) for z in maps)
     return kernel(*maps, scale.view(rows, 1), zero_point.view(rows, 1),
-                  quant_min, quant_max)
+                  *(constant(float(n), x.device) for n in numbers))
 
 
 def _backward(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor,
               quant_min: int, quant_max: int, ch_axis: int | None,
               grad_factor: float) -> tuple[Tensor, Tensor]:
     grad_x, grad_scale = _run(_gradients, (grad, x), scale, zero_point,
-                              quant_min, quant_max, ch_axis)
+                              ch_axis, quant_min, quant_max, grad_factor)
     if grad_x.shape != x.shape:
         grad_x.as_strided_(x.shape, x.stride())
-    return grad_x, grad_scale.view(scale.shape).mul_(grad_factor)
+    return grad_x, grad_scale.view(scale.shape)
 
 
 class _FakeQuantizeBackward(Function):
@@ -171,8 +174,8 @@ class FakeQuantizeFunction(Function):
                 grad_factor):
         ctx.save_for_backward(x, scale, zero_point)
         ctx.settings = (quant_min, quant_max, ch_axis, grad_factor)
-        out = _run(_quantize, (x, ), scale, zero_point, quant_min, quant_max,
-                   ch_axis)
+        out = _run(_quantize, (x, ), scale, zero_point, ch_axis, quant_min,
+                   quant_max)
         return (out if out.shape == x.shape else out.as_strided_(
             x.shape, x.stride()))
 

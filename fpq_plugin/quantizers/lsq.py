@@ -42,11 +42,15 @@ class LSQFakeQuantize(BaseFakeQuantize):
     def step(self) -> Tensor:
         return positive_step(self.scale.detach())
 
-    def fake_quantize(self, x: Tensor) -> Tensor:
+    def grad_factor(self, x: Tensor) -> float:
+        """LSQ's factor g on the gradient of a step of ``x``."""
         shared = x.numel() // self.scale.numel()
         if self.over_batch:
             shared *= get_world_size() * self.micro_batches
+        return (max(shared, 1) * self.quant_max)**-0.5
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
         return fake_quantize(
             x, self.scale, self.zero_point, self.quant_min, self.quant_max,
             self.ch_axis if self.is_per_channel else None,
-            (max(shared, 1) * self.quant_max)**-0.5)
+            self.grad_factor(x))

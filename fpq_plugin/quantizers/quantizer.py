@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from mmengine.dist import get_world_size
 from torch import Tensor, nn
+
+from .grid import Grid
 
 MIN_BITS, MAX_BITS = 2, 8
 _IDLE = 2
@@ -37,6 +41,10 @@ class Quantizer(ABC, nn.Module):
             batch, as features do and weights do not. Defaults to False.
         micro_batches (int): Forwards that one optimizer step sums up, with
             gradient accumulation. Defaults to 1.
+        weight_decay (Mapping[str, float]): From the name of a learned
+            parameter to its weight decay; 0 for those not named.
+        for_weights_only (bool): Whether features must not be quantized by
+            it. Defaults to False.
 
     Raises:
         ValueError: If ``bits`` is not an integer of 2 to 8.
@@ -44,6 +52,8 @@ class Quantizer(ABC, nn.Module):
 
     over_batch = False
     micro_batches = 1
+    weight_decay: Mapping[str, float] = MappingProxyType({})
+    for_weights_only = False
 
     def __init__(self,
                  bits: int,
@@ -87,6 +97,15 @@ class Quantizer(ABC, nn.Module):
         Raises:
             ValueError: If nothing, or something non-finite, was observed.
         """
+
+    def grid(self) -> Grid:
+        """The integers that its values stand for, for an export.
+
+        Raises:
+            NotImplementedError: If it has none, or does not tell them.
+        """
+        raise NotImplementedError(
+            f'{type(self).__name__} does not tell its integers (no grid())')
 
     def forward(self, x: Tensor) -> Tensor:
         """Observe and/or fake quantize ``x``; shape and dtype are kept.

@@ -1,14 +1,13 @@
 """Both backends on Fashion-MNIST itself, and the exported model (slow)."""
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from mmengine import Config
 from runs import CONFIGS, ROOT, scalars_of, train
+
+from fpq_plugin.export import export_checkpoint
 
 # Read before other tests point it at the digits.
 DATA = Path(os.environ.get('FPQ_DATA_ROOT', ROOT / 'data')) / 'fashion_mnist'
@@ -56,17 +55,13 @@ def test_the_loss_curves_are_equal(runs, key):
 
 
 def test_the_exported_model_answers_as_the_trained_one(runs):
-    """QCDQ in onnxruntime on the 10,000 test images."""
-    out = subprocess.run(
-        [sys.executable, ROOT / 'tools/export_qcdq.py', runs / 'brevitas.py',
-         runs / 'brevitas/epoch_1.pth', runs / 'model.onnx'],
-        stdout=subprocess.PIPE, text=True, check=True).stdout
-    print(out)
-    figures = json.loads(out[out.index('{'):])
-    assert figures['images'] == 10000
-    assert figures['top1_torch'] > 80
-    assert abs(figures['top1_torch'] - figures['top1_onnx']) <= 0.05
-    # A value on a rounding edge may fall to the next step, no more.
-    assert figures['other_class'] <= 10
-    assert figures['images_with_equal_logits'] >= 9500
-    assert figures['largest_distance'] < figures['spread'] / 2
+    """ONNX in onnxruntime on the 10,000 test images."""
+    report = export_checkpoint(
+        str(runs / 'brevitas.py'), str(runs / 'brevitas/epoch_1.pth'),
+        runs / 'model.onnx', images=10000)
+    print(report)
+    assert report.parity.images == 10000
+    assert report.parity.top1_trained > 80
+    assert abs(report.parity.top1_trained -
+               report.parity.top1_exported) <= 0.05
+    assert report.parity.equal() >= 99.9

@@ -365,9 +365,9 @@ def test_a_shared_layer_called_twice(fpq_config):
     pairs = []
     runner = Runner.from_cfg(cfg)
     hook = next(h for h in runner.hooks if isinstance(h, FPQHook))
-    forward = hook.criterion.forward
-    hook.criterion.forward = lambda s, t, axis: pairs.append(
-        s.shape) or forward(s, t, axis)
+    tap = hook.criteria[0].tap
+    hook.criteria[0].tap = lambda s, t, axis: pairs.append(
+        s.shape) or tap(s, t, axis)
     runner.train()
     heads = [shape for shape in pairs if shape == (100, 10)]
     assert len(heads) == 2 * 14

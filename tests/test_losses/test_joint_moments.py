@@ -1,41 +1,14 @@
 """Two real processes standardize over their joint batch."""
 
-import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
+from joint_rank import maps, rank_of_two
 from reference import csd_64
-
-from fpq_plugin import CSDLoss
-
-
-def maps(dtype=torch.float64):
-    generator = torch.Generator().manual_seed(3)
-    student, teacher = (
-        3 + torch.randn(7, 4, 5, 5, generator=generator, dtype=dtype)
-        for _ in range(2))
-    return student, teacher
-
-
-def rank_of_two(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
-    student, teacher = maps()
-    part = slice(0, 3) if rank == 0 else slice(3, 7)  # unequal shares
-    own = student[part].clone().requires_grad_()
-    loss = CSDLoss(sync=True, reduction='sum')(own, teacher[part])
-    loss.backward()
-    torch.save((loss.detach(), own.grad), f'{folder}/{rank}.pth')
-    with pytest.raises(RuntimeError, match='differentiated once'):
-        torch.autograd.grad(
-            CSDLoss(sync=True)(own, teacher[part]), own, create_graph=True)
-    dist.destroy_process_group()
 
 
 def test_loss_and_gradient_are_those_of_the_joint_batch(tmp_path):
     mp.start_processes(
-        rank_of_two, (str(tmp_path), ), nprocs=2, start_method='fork')
+        rank_of_two, (str(tmp_path), ), nprocs=2, start_method='spawn')
     parts = [torch.load(tmp_path / f'{rank}.pth') for rank in (0, 1)]
     student, teacher = maps()
     student.requires_grad_()

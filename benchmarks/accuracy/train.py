@@ -1,0 +1,146 @@
+"""One run of the benchmark, through a config that mim can train as well."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import platform
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+from cells import METHODS, Cell
+from mmengine import Config
+from mmengine.runner import Runner
+
+import fpq_plugin
+
+ROOT = Path(__file__).resolve().parents[2]
+BASES = ROOT / 'mm_configs/_base_'
+MODEL_FILES = dict(
+    resnet='resnet_thin_fashion_mnist.py',
+    wide='resnet_wide_fashion_mnist.py',
+    mobilenet='mobilenet_v2_fashion_mnist.py')
+FP_LR = 0.1
+_number = itertools.count()
+
+
+def config_text(cell: Cell, work: Path, epochs: int) -> str:
+    """The cell's config file."""
+    bases = ['fashion_mnist_1k.py', MODEL_FILES[cell.model], 'sgd_40e.py']
+    lines = [
+        f'randomness = dict(seed={cell.seed})',
+        f'param_scheduler = dict(T_max={epochs})',
+        f'train_cfg = dict(max_epochs={epochs}, val_interval={epochs})',
+    ]
+    if cell.method == 'fp':
+        lines += [
+            "custom_imports = dict(imports=['fpq_plugin'], "
+            'allow_failed_imports=False)',
+            f'optim_wrapper = dict(optimizer=dict(lr={FP_LR}))'
+        ]
+    else:
+        fragment, _ = METHODS[cell.method]
+        bases.append(f'methods/{fragment}.py')
+        lines += [
+            'default_hooks = dict(fpq=_base_.fpq)',
+            f'load_from = {str(checkpoint(cell.teacher, work, epochs))!r}'
+        ]
+        if fragment == 'lsq_sam':
+            lines.append('optim_wrapper = _base_.sam')
+        if cell.method == 'fpq annealed':
+            lines += [
+                "custom_imports = dict(imports=['fpq_plugin', 'anneal'], "
+                'allow_failed_imports=False)',
+                "custom_hooks = [dict(type='AnnealDistillation')]"
+            ]
+    names = ''.join(f'    {str(BASES / base)!r},\n' for base in bases)
+    return f'_base_ = [\n{names}]\n' + '\n'.join(lines) + '\n'
+
+
+def build_config(cell: Cell, work: Path, epochs: int) -> Config:
+    """Write the cell's config into its folder and read it."""
+    folder = work / cell.key
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / 'config.py'
+    path.write_text(config_text(cell, work, epochs))
+    cfg = Config.fromfile(str(path))
+    cfg.merge_from_dict(options(cell))
+    cfg.work_dir = str(folder)
+    cfg.experiment_name = f'{cell.key}_{next(_number)}'
+    return cfg
+
+
+def options(cell: Cell) -> dict:
+    """What ``--cfg-options`` would say: bits and the method's options."""
+    if cell.method == 'fp':
+        return {}
+    weight, activation = map(int, re.findall(r'\d', cell.bits))
+    changes = {
+        'weight.bits': weight,
+        'activation.bits': activation,
+        **METHODS[cell.method][1]
+    }
+    return {f'default_hooks.fpq.{k}': v for k, v in changes.items()}
+
+
+def checkpoint(cell: Cell, work: Path, epochs: int) -> Path:
+    """The cell's last checkpoint."""
+    return work / cell.key / f'epoch_{epochs}.pth'
+
+
+def train(cell: Cell, work: Path, epochs: int) -> dict:
+    """Train and test ``cell``; its record.
+
+    Args:
+        cell (Cell): The run.
+        work (Path): Folder of all work directories; the teacher's is there.
+        epochs (int): Epochs of the teacher, and again of the student.
+
+    Returns:
+        dict: Top-1 (%) on the test set after the last epoch, the means of
+        the losses over the last epoch, the process's seconds of CPU, and
+        what made them.
+    """
+    cfg = build_config(cell, work, epochs)
+    cfg.default_hooks.logger.interval = 20
+    cfg.default_hooks.checkpoint = dict(
+        type='CheckpointHook', interval=epochs, save_optimizer=False)
+    start = time.process_time()
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    scalars = runner.message_hub.log_scalars
+    last = len(runner.train_dataloader)
+
+    def mean(name: str) -> float | None:
+        if name not in scalars:
+            return None
+        return round(float(scalars[name].mean(last)), 5)
+
+    return dict(
+        cell=str(cell),
+        top1=float(scalars['val/accuracy/top1'].current()),
+        loss=mean('train/loss'),
+        loss_csd=mean('train/loss_csd'),
+        cpu_seconds=round(time.process_time() - start, 1),
+        options=options(cell),
+        epochs=epochs,
+        commit=_commit(),
+        version=fpq_plugin.__version__,
+        torch=torch.__version__,
+        python=platform.python_version())
+
+
+def _commit() -> str:
+    run = subprocess.run(['git', '-C', str(ROOT), 'rev-parse', 'HEAD'],
+                         capture_output=True, text=True)
+    return run.stdout.strip()
+
+
+def write(record: dict, path: Path) -> None:
+    """Write a record whole or not at all."""
+    part = path.with_suffix('.part')
+    part.write_text(json.dumps(record, indent=1) + '\n')
+    part.rename(path)

@@ -1,0 +1,104 @@
+"""FPQ's Hessian trace against LSQ's, at each bit width, with error bars.
+
+Takes the Fashion-MNIST runs of ``mm_configs/fashion_mnist`` from a folder
+with a sub-folder for each; prints a table and writes JSON. Rows that are
+there already, of the same settings, are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from fpq_plugin.analysis import hessian_trace, mean_loss
+from fpq_plugin.analysis.data import draw, loader_of, prepared
+from fpq_plugin.analysis.subject import load_subjects
+
+CONFIGS = Path('mm_configs/fashion_mnist')
+RUNS = ('resnet_fp', 'resnet_lsq_w4a4', 'resnet_fpq_w4a4', 'resnet_lsq_w2a4',
+        'resnet_fpq_w2a4', 'resnet_lsq_w2a2', 'resnet_fpq_w2a2')
+
+
+def ratio(ours: dict, theirs: dict) -> tuple[float, float]:
+    """FPQ's trace over LSQ's and its error, that of the probes."""
+    value = ours['value'] / theirs['value']
+    parts = [t['error'] / t['value'] for t in (ours, theirs)]
+    return value, abs(value) * (parts[0]**2 + parts[1]**2)**0.5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('runs', type=Path)
+    parser.add_argument('--splits', nargs='+', default=['train', 'val'])
+    parser.add_argument('--images', type=int, default=512)
+    parser.add_argument('--probes', type=int, default=16)
+    parser.add_argument('--out', type=Path, required=True)
+    args = parser.parse_args()
+    os.environ.setdefault('FPQ_WORK_DIRS', str(args.runs))
+    settings = dict(images=args.images, probes=args.probes)
+    rows = kept_rows(args.out, settings)
+    pairs = []
+    for run in RUNS:
+        files = sorted((args.runs / run).glob('epoch_*.pth'))
+        if (args.runs / run / 'done').exists():
+            pairs.append((str(CONFIGS / f'{run}.py'), str(files[-1])))
+        else:
+            print(f'{run}: not trained yet, left out')
+    subjects = load_subjects(pairs)
+    for split in args.splits:
+        batches = draw(loader_of(subjects[0].config, split), args.images, 0,
+                       progress=False)
+        for subject in subjects:
+            if any((r['split'], r['model']) == (split, subject.label)
+                   for r in rows):
+                continue
+            data = prepared(subject.model, batches)
+            found = hessian_trace(subject.model, data, args.probes)
+            rows.append(dict(
+                split=split, model=subject.label,
+                loss=mean_loss(subject.model, data),
+                **asdict(found.total), data_error=found.data_error))
+            write(args.out, settings, rows)
+            print(f'{split:6}{subject.label:18} loss {rows[-1]["loss"]:.4f}  '
+                  f'trace {found.total}, of the images '
+                  f'{found.data_error:.2g}', flush=True)
+    for row in write(args.out, settings, rows):
+        print(f'{row["split"]:6}{row["model"]}: {row["ratio"]:.2f} +- '
+              f"{row['error']:.2f} of LSQ's")
+
+
+def kept_rows(path: Path, settings: dict) -> list[dict]:
+    """Rows that an earlier call made with the same settings."""
+    if not path.exists():
+        return []
+    past = json.loads(path.read_text())
+    same = all(past[key] == value for key, value in settings.items())
+    return past['rows'] if same else []
+
+
+def write(path: Path, settings: dict, rows: list[dict]) -> list[dict]:
+    """Write the rows; the ratios of FPQ's trace to LSQ's, which it adds."""
+    by_name = {(row['split'], row['model']): row for row in rows}
+    ratios = []
+    for (split, model), row in by_name.items():
+        theirs = by_name.get((split, model.replace('_fpq_', '_lsq_')))
+        if '_fpq_' in model and theirs is not None:
+            value, error = ratio(row, theirs)
+            ratios.append(dict(split=split, model=model, ratio=value,
+                               error=error))
+    path.write_text(json.dumps(
+        dict(command=shlex.join(['python', *sys.argv]),
+             torch=torch.__version__, **settings, rows=rows, ratios=ratios),
+        indent=1) + '\n')
+    return ratios
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,111 @@
+"""From a trained model to the bytes of an ONNX file."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import version_converter
+from torch import Tensor, nn
+
+from ..quantizers import Quantizer
+from .bias import lower_biases
+from .fold import fold_batch_norm
+from .graph import Graph
+from .integers import integers
+from .lower import (
+    lower_features,
+    lower_weights,
+    marks,
+    number_of,
+    store_weights,
+)
+from .trace import DOMAIN, TRACED_OPSET, trace
+
+
+def refuse_unexportable(model: nn.Module) -> None:
+    """Name every quantizer that no standard node can stand for.
+
+    Raises:
+        ValueError: Naming them, with the reasons.
+    """
+    reasons = []
+    for name, quantizer in quantizers_of(model).items():
+        try:
+            integers(quantizer)
+        except ValueError as error:
+            reasons.append(f'{name}: {error}')
+    if reasons:
+        raise ValueError('not exported: ' + '\n  '.join(reasons))
+
+
+def quantizers_of(model: nn.Module) -> dict[str, Quantizer]:
+    """The fake quantizers that are switched on, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, Quantizer)
+        and (module.has_step() or module.lacks_step())
+    }
+
+
+def build_onnx(model: nn.Module,
+               example: Tensor,
+               whole_biases: bool = True) -> onnx.ModelProto:
+    """Build the ONNX model of a quantized, or a float, torch model.
+
+    Args:
+        model (nn.Module): In eval mode, takes and returns one tensor.
+        example (Tensor): An input, the first axis is the batch.
+        whole_biases (bool): Whether biases become integers where 8-bit
+            kernels take them. Defaults to True.
+
+    Returns:
+        onnx.ModelProto: The checked model; its batch size is free.
+
+    Raises:
+        ValueError: If something cannot be exported; the message names it.
+    """
+    refuse_unexportable(model)
+    found = quantizers_of(model)
+    if not found:
+        raise ValueError('not exported: the model has no fake quantizer that '
+                         'is switched on')
+    names, quantizers = list(found), list(found.values())
+    proto = trace(model, quantizers, example)
+    graph = Graph(proto)
+    stored = {number_of(mark) for mark in marks(graph, of_weights=True)}
+    opset = max((integers(quantizers[n], of_weight=True).carrier.opset
+                 for n in stored), default=0)
+    if opset > TRACED_OPSET:
+        proto = version_converter.convert_version(proto, opset)
+        graph = Graph(proto)
+    weights = lower_weights(graph, quantizers, names)
+    fold_batch_norm(graph, weights)
+    lower_biases(graph, weights, quantizers, whole_biases)
+    store_weights(graph, weights)
+    lower_features(graph, quantizers)
+    return _finish(proto, graph)
+
+
+def build_float_onnx(model: nn.Module, example: Tensor) -> onnx.ModelProto:
+    """The same without quantization, to measure against.
+
+    Args:
+        model (nn.Module): In eval mode, takes and returns one tensor.
+        example (Tensor): An input, the first axis is the batch.
+
+    Returns:
+        onnx.ModelProto: The checked model, in float32.
+    """
+    quantizers = list(quantizers_of(model).values())
+    proto = trace(model, quantizers, example, marked=False)
+    return _finish(proto, Graph(proto))
+
+
+def _finish(proto: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
+    graph.settle(proto)
+    for entry in [e for e in proto.opset_import if e.domain == DOMAIN]:
+        proto.opset_import.remove(entry)
+    # Runtimes refuse an IR version that is newer than they are.
+    proto.ir_version = 10 if proto.opset_import[0].version > 20 else 8
+    onnx.checker.check_model(proto, full_check=True)
+    return proto

@@ -1,0 +1,113 @@
+"""A fake quantizer as numbers: integers, steps, zero points, carrier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..quantizers import Quantizer
+from .carriers import Carrier, carrier
+
+
+@dataclass
+class Integers:
+    """A quantizer's grid in numpy, for a tensor of features or a weight.
+
+    Attributes:
+        step (np.ndarray): float32, () or (C,).
+        zero_point (np.ndarray): int64, of ``step``'s shape.
+        low (int): Lowest integer.
+        high (int): Highest integer.
+        axis (int, optional): Axis with a step for each index, if any.
+        carrier (Carrier): The type that holds the integers.
+        weight (np.ndarray, optional): int64, a weight's integers.
+    """
+
+    step: np.ndarray
+    zero_point: np.ndarray
+    low: int
+    high: int
+    axis: int | None
+    carrier: Carrier
+    weight: np.ndarray | None = None
+
+    def is_full(self) -> bool:
+        """Whether its range is that of the type."""
+        return (self.low, self.high) == (self.carrier.low, self.carrier.high)
+
+    def along_axis(self, value: np.ndarray) -> np.ndarray:
+        """``value``, () or (C,), so that it broadcasts to the weight."""
+        if self.axis is None:
+            return value
+        shape = [1] * self.weight.ndim
+        shape[self.axis] = -1
+        return value.reshape(shape)
+
+    def transpose(self, perm: list[int]) -> None:
+        """Permute the weight's axes."""
+        self.weight = self.weight.transpose(perm)
+        if self.axis is not None:
+            self.axis = perm.index(self.axis)
+
+
+def integers(quantizer: Quantizer, of_weight: bool = False) -> Integers:
+    """What ``quantizer`` computes with.
+
+    Args:
+        quantizer (Quantizer): The quantizer.
+        of_weight (bool): Whether its integers are stored. Defaults to False.
+
+    Returns:
+        Integers: Its grid, and the type for its integers.
+
+    Raises:
+        ValueError: With the reason, if no standard node can stand for it.
+    """
+    if quantizer.lacks_step():
+        raise ValueError('it has no step yet: calibrate the model, or load a '
+                         'checkpoint trained with FPQ')
+    try:
+        grid = quantizer.grid()
+    except NotImplementedError as error:
+        raise ValueError(str(error)) from error
+    shape = () if grid.ch_axis is None else (-1, )
+    step = grid.step.detach().float().cpu().numpy().reshape(shape)
+    zero_point = grid.zero_point.detach().double().cpu().numpy().reshape(shape)
+    if (zero_point != np.round(zero_point)).any():
+        raise ValueError('its zero point is not an integer')
+    low, high = int(grid.quant_min), int(grid.quant_max)
+    zero_point = zero_point.astype(np.int64)
+    kind = carrier(min(low, int(zero_point.min())),
+                   max(high, int(zero_point.max())), of_weight)
+    return Integers(step, zero_point, low, high, grid.ch_axis, kind)
+
+
+@torch.no_grad()
+def weight_integers(quantizer: Quantizer, weight: np.ndarray) -> Integers:
+    """The same, with the integers of ``weight`` itself.
+
+    Args:
+        quantizer (Quantizer): The weight's quantizer.
+        weight (np.ndarray): float32, as the quantizer takes it.
+
+    Raises:
+        ValueError: With the reason, if the values that the quantizer gives
+            are not those of its integers.
+    """
+    found = integers(quantizer, of_weight=True)
+    values = quantizer.fake_quantize(torch.tensor(
+        weight, device=quantizer.bits.device)).cpu().numpy()
+    found.weight = np.zeros(weight.shape, np.int64)
+    step = found.along_axis(found.step)
+    zero_point = found.along_axis(found.zero_point)
+    found.weight += np.round(values / step).astype(np.int64) + zero_point
+    again = (found.weight - zero_point).astype(np.float32) * step
+    far = np.abs(again - values).max(initial=0)
+    if (found.weight < found.low).any() or (found.weight > found.high).any(
+    ) or far > 1e-5 * np.abs(values).max(initial=0):
+        raise ValueError(
+            f'its values are no integers of {found.low} to {found.high} '
+            f'times its step (off by {far:g})')
+    return found

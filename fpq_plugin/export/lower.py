@@ -1,0 +1,127 @@
+"""Fake quantizers become QuantizeLinear and DequantizeLinear."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+
+from ..quantizers import Quantizer
+from .graph import Graph
+from .integers import Integers, integers, weight_integers
+
+MARK = 'FakeQuantize'
+
+
+def lower_weights(graph: Graph, quantizers: Sequence[Quantizer],
+                  names: Sequence[str]) -> dict[str, Integers]:
+    """Take the weights' quantizers out of the graph.
+
+    Args:
+        graph (Graph): The traced graph, changed in place.
+        quantizers (Sequence[Quantizer]): Those of the marks' numbers.
+        names (Sequence[str]): Their names, for messages.
+
+    Returns:
+        dict[str, Integers]: The integers of each quantized weight, by the
+        name of the tensor that stands for it; :func:`store_weights` makes
+        that tensor.
+
+    Raises:
+        ValueError: Naming a weight that no integers stand for.
+    """
+    found: dict[str, Integers] = {}
+    first: dict[tuple[str, int], str] = {}
+    for node in marks(graph, of_weights=True):
+        number = number_of(node)
+        key = (node.input[0], number)
+        if first.setdefault(key, node.output[0]) != node.output[0]:
+            # A layer that is called twice has one weight.
+            graph.replace_input(node.output[0], first[key])
+            graph.nodes.remove(node)
+    for node in marks(graph, of_weights=True):
+        number = number_of(node)
+        try:
+            numbers = weight_integers(quantizers[number],
+                                      graph.value(node.input[0]))
+        except ValueError as error:
+            raise ValueError(
+                f'not exported: {names[number]}: {error}') from error
+        name = node.output[0]
+        turn = graph.only_consumer(name)
+        if turn is not None and turn.op_type == 'Transpose':
+            numbers.transpose(list(turn.attribute[0].ints))
+            name = turn.output[0]
+            graph.nodes.remove(turn)
+        graph.nodes.remove(node)
+        found[name] = numbers
+    return found
+
+
+def store_weights(graph: Graph, weights: dict[str, Integers]) -> None:
+    """Store each weight as integers that a DequantizeLinear reads."""
+    for name, numbers in weights.items():
+        integer = graph.new_name()
+        graph.constants[integer] = numbers.carrier.tensor(numbers.weight)
+        _dequantize(graph, integer, _parameters(graph, numbers), numbers,
+                    name)
+
+
+def lower_features(graph: Graph, quantizers: Sequence[Quantizer]) -> None:
+    """Make each remaining mark QuantizeLinear and DequantizeLinear.
+
+    A Clip in front keeps a range that is narrower than its type. Its bounds
+    are values of the grid, so it changes no other value.
+    """
+    for node in marks(graph, of_weights=False):
+        numbers = integers(quantizers[number_of(node)])
+        x = node.input[0]
+        if not numbers.is_full():
+            bounds = [(end - numbers.zero_point) * numbers.step
+                      for end in (numbers.low, numbers.high)]
+            x = graph.add('Clip', [
+                x, *(graph.add_constant(b.astype(np.float32)) for b in bounds)
+            ], graph.new_name())
+        graph.nodes.remove(node)
+        parameters = _parameters(graph, numbers)
+        integer = graph.add('QuantizeLinear', [x, *parameters],
+                            graph.new_name(), **_axis(numbers))
+        _dequantize(graph, integer, parameters, numbers, node.output[0])
+
+
+def number_of(mark: onnx.NodeProto) -> int:
+    """The number of the quantizer that a mark stands for."""
+    return mark.attribute[0].i
+
+
+def marks(graph: Graph, of_weights: bool) -> list[onnx.NodeProto]:
+    """The marks on constants, or those on features."""
+    return [
+        node for node in graph.nodes if node.op_type == MARK
+        and (node.input[0] in graph.constants) == of_weights
+    ]
+
+
+def _dequantize(graph: Graph, integer: str, parameters: list[str],
+                numbers: Integers, output: str) -> None:
+    graph.add('DequantizeLinear', [integer, *parameters], output,
+              **_axis(numbers))
+
+
+def _parameters(graph: Graph, numbers: Integers) -> list[str]:
+    """Step and zero point, as both nodes take them.
+
+    Left out, a zero point is 0. onnxruntime's QGemm wants a matrix's.
+    """
+    step = graph.add_constant(numbers.step)
+    of_conv = numbers.weight is not None and numbers.weight.ndim > 2
+    if of_conv and not numbers.zero_point.any():
+        return [step]
+    zero_point = graph.new_name()
+    graph.constants[zero_point] = numbers.carrier.tensor(numbers.zero_point)
+    return [step, zero_point]
+
+
+def _axis(numbers: Integers) -> dict[str, int]:
+    return {} if numbers.axis is None else dict(axis=numbers.axis)

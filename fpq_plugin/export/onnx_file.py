@@ -1,0 +1,107 @@
+"""A trained model becomes an ONNX file that was run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+
+from torch import nn
+
+from .build import build_float_onnx, build_onnx
+from .metadata import add_metadata, exported_layers
+from .parity import Batch, measure_parity
+from .report import ExportReport, Latency
+from .runtime import latencies, open_session
+
+TOLERANCE = 0.1
+LARGEST_TIMED = 32
+
+
+def export_onnx(model: nn.Module,
+                path: str | os.PathLike,
+                batches: Iterable[Batch],
+                tolerance: float = TOLERANCE,
+                source: dict[str, str] | None = None) -> ExportReport:
+    """Write a trained model as ONNX, once onnxruntime answers as it does.
+
+    The file has QuantizeLinear and DequantizeLinear of the standard, integer
+    weights, batch norms folded where that is exact, and a free batch size.
+    SFP, CSD, teacher and calibration leave no trace. It is written whole, or
+    not at all.
+
+    Args:
+        model (nn.Module): A quantized model of any backend, on the CPU; it
+            takes and returns one tensor. Its training mode is as before when
+            this returns.
+        path (str | os.PathLike): The file to write.
+        batches (Iterable[Batch]): Real inputs (N, ...), each with labels (N,)
+            or None, that the trained and the exported model are compared on.
+        tolerance (float): Share of the inputs whose argmax may differ, in %;
+            one may in any case. Defaults to 0.1.
+        source (dict[str, str], optional): Notes for the file's metadata.
+            Defaults to None.
+
+    Returns:
+        ExportReport: Sizes, latencies, parity and bits.
+
+    Raises:
+        ValueError: If something cannot be exported; the message names it.
+        ParityError: If the exported model answers otherwise.
+        FileNotFoundError: If there is no folder for the file.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'not exported: no folder {path.parent}')
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        return _export(model, path, batches, tolerance, source or {})
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
+            tolerance: float, source: dict[str, str]) -> ExportReport:
+    batches = iter(batches)
+    first = next(batches, None)
+    if first is None:
+        raise ValueError('not exported: there is no input to compare on')
+    example = first[0]
+    # The second has no integer biases, should they cost accuracy.
+    protos = [build_onnx(model, example[:2], whole)
+              for whole in (True, False)]
+    for proto in protos:
+        add_metadata(proto, model, source)
+    contents = [proto.SerializeToString() for proto in protos]
+    if contents[0] == contents[1]:
+        del contents[1]
+    sessions = [open_session(content) for content in contents]
+    found = measure_parity(model, sessions, chain([first], batches))
+    best = next((i for i, parity in enumerate(found)
+                 if parity.holds(tolerance)), len(found) - 1)
+    found[best].refuse(tolerance)
+    content, exported = contents[best], sessions[best]
+    in_float = build_float_onnx(model, example[:2]).SerializeToString()
+    runs = [exported, open_session(content, unpack=True),
+            open_session(in_float)]
+    times = tuple(
+        Latency(size, *latencies(runs, example[:size]))
+        for size in sorted({1, min(LARGEST_TIMED, len(example))}))
+    _write(path, content)
+    return ExportReport(
+        str(path), len(content), len(in_float),
+        protos[0].opset_import[0].version, found[best], times,
+        exported_layers(model))
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write all of ``content``, or leave ``path`` as it is."""
+    part = path.with_name(f'{path.name}.{os.getpid()}.part')
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,144 @@
+"""What an export made, as a table."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, dataclass
+
+from .parity import Parity
+
+
+@dataclass(frozen=True)
+class ExportedLayer:
+    """One quantized layer.
+
+    Attributes:
+        name (str): Its name in the model.
+        weight_bits (int): Bits of the weight, 32 for float.
+        activation_bits (int): Bits of the input, 32 for float.
+        weights (int): Number of weights.
+    """
+
+    name: str
+    weight_bits: int
+    activation_bits: int
+    weights: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one call in onnxruntime on the CPU of the exporting machine.
+
+    Attributes:
+        batch (int): Images in the call.
+        seconds (float): Of the exported model, median.
+        unpacked_seconds (float): The same with ``session.disable_quant_qdq``,
+            which makes weights float as the file is opened.
+        float_seconds (float): Of the same model in full precision.
+    """
+
+    batch: int
+    seconds: float
+    unpacked_seconds: float
+    float_seconds: float
+
+    def ratio(self) -> float:
+        """Below 1: the exported model is faster."""
+        return self.seconds / self.float_seconds
+
+    def unpacked_ratio(self) -> float:
+        """The same with unpacked weights."""
+        return self.unpacked_seconds / self.float_seconds
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export made; ``str()`` draws it.
+
+    Attributes:
+        path (str): The file.
+        size (int): Its bytes.
+        float_size (int): Bytes of the full-precision model's file.
+        opset (int): Version of ONNX's standard operators.
+        parity (Parity): How it answers against the trained model.
+        latencies (tuple[Latency, ...]): One for each batch size.
+        layers (tuple[ExportedLayer, ...]): The quantized layers.
+    """
+
+    path: str
+    size: int
+    float_size: int
+    opset: int
+    parity: Parity
+    latencies: tuple[Latency, ...]
+    layers: tuple[ExportedLayer, ...]
+
+    def ratio(self) -> float:
+        """Size over that of the full-precision model."""
+        return self.size / self.float_size
+
+    def as_dict(self) -> dict:
+        """All figures, for JSON."""
+        return dict(
+            path=self.path,
+            size=self.size,
+            float_size=self.float_size,
+            size_ratio=self.ratio(),
+            opset=self.opset,
+            parity=self.parity.as_dict(),
+            latencies=[
+                dict(
+                    asdict(each),
+                    ratio=each.ratio(),
+                    unpacked_ratio=each.unpacked_ratio())
+                for each in self.latencies
+            ],
+            layers=[asdict(layer) for layer in self.layers])
+
+    def __str__(self) -> str:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        layers = Table(box=box.SIMPLE)
+        for title in ('layer', 'W bits', 'A bits', 'weights'):
+            layers.add_column(title, no_wrap=True)
+        for layer in self.layers:
+            layers.add_row(layer.name, str(layer.weight_bits),
+                           str(layer.activation_bits), str(layer.weights))
+        figures = Table(box=box.SIMPLE)
+        for title in ('', 'exported', 'full precision', 'ratio'):
+            figures.add_column(title, no_wrap=True)
+        for row in self._figures():
+            figures.add_row(*row)
+        out = io.StringIO()
+        console = Console(file=out, width=400)
+        console.print(layers)
+        console.print(figures)
+        console.print(self._parity(), highlight=False)
+        return '\n'.join(line.rstrip()
+                         for line in out.getvalue().splitlines())
+
+    def _figures(self) -> list[tuple[str, str, str, str]]:
+        rows = [('file, kB', f'{self.size / 1000:.1f}',
+                 f'{self.float_size / 1000:.1f}', f'{self.ratio():.3f}')]
+        for each in self.latencies:
+            full = f'{1000 * each.float_seconds:.2f}'
+            for how, seconds, ratio in (
+                ('', each.seconds, each.ratio()),
+                (', unpacked', each.unpacked_seconds, each.unpacked_ratio())):
+                rows.append((f'ms, batch {each.batch}{how}',
+                             f'{1000 * seconds:.2f}', full, f'{ratio:.2f}'))
+        return rows
+
+    def _parity(self) -> str:
+        parity = self.parity
+        text = (f'{self.path} answers as the trained model on '
+                f'{parity.images} images: equal class {parity.equal():.2f} %, '
+                f'logits differ by {parity.largest_difference:.2g} at most, '
+                f'{parity.mean_difference:.2g} on average (spread '
+                f'{parity.spread:.2g})')
+        if parity.top1_trained is not None:
+            text += (f'; top-1 {parity.top1_exported:.2f} %, trained '
+                     f'{parity.top1_trained:.2f} %')
+        return text

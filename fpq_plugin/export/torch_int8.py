@@ -1,0 +1,175 @@
+"""A trained model on torch's own int8 kernels."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.ao.quantization import QConfig
+
+from ..layers import (
+    QuantizedConv2d,
+    QuantizedLayer,
+    QuantizedLinear,
+    quantized_layers,
+)
+from .integers import Integers, integers, weight_integers
+
+
+class Int8Layer(nn.Module):
+    """A layer on integers: uint8 input, int8 weight, float output.
+
+    ``torch.ao.nn.quantized`` has layers with an 8-bit output alone; FPQ
+    quantizes what enters a layer, so these call the oneDNN kernels that
+    torch's compiler uses.
+
+    Args:
+        layer (QuantizedLayer): The trained layer.
+    """
+
+    def __init__(self, layer: QuantizedLayer) -> None:
+        super().__init__()
+        features = integers(layer.input_quantizer)
+        weight = weight_integers(layer.weight_quantizer,
+                                 layer.weight.detach().cpu().numpy())
+        channels = len(layer.weight)
+        self.scale, self.zero_point = float(features.step), int(
+            features.zero_point)
+        self.low, self.high = features.low, features.high
+        self.register_buffer(
+            'weight', torch.tensor(weight.weight, dtype=torch.int8))
+        self.register_buffer('weight_scale', _vector(weight, channels))
+        self.register_buffer('bias', layer.bias)
+        self.register_buffer(
+            'weight_zero_point',
+            torch.zeros(channels, dtype=torch.int64),
+            persistent=False)
+
+    @classmethod
+    def from_float(cls, layer: QuantizedLayer) -> Int8Layer:
+        """What ``torch.ao.quantization.convert`` calls."""
+        return cls(layer)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """The integers of the input, uint8."""
+        q = torch.round(x / self.scale) + self.zero_point
+        return q.clamp_(self.low, self.high).to(torch.uint8)
+
+
+class Int8Linear(Int8Layer):
+    """``nn.Linear`` on integers; features are (..., C)."""
+
+    def __init__(self, layer: QuantizedLinear) -> None:
+        super().__init__(layer)
+        self._packed = torch.ops.onednn.qlinear_prepack(self.weight, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.onednn.qlinear_pointwise(
+            self.quantize(x), self.scale, self.zero_point, self._packed,
+            self.weight_scale, self.weight_zero_point, self.bias, 1.0, 0,
+            torch.float32, 'none', [], '')
+
+
+class Int8Conv2d(Int8Layer):
+    """``nn.Conv2d`` on integers; maps are (N, C, H, W)."""
+
+    def __init__(self, layer: QuantizedConv2d) -> None:
+        super().__init__(layer)
+        self.padding_mode = layer.padding_mode
+        self.border = list(layer._reversed_padding_repeated_twice)
+        # What is not symmetric or not zero is padded before the kernel.
+        padding = [0, 0] if self._pads_itself() else self.border[2::-2]
+        self.geometry = (list(layer.stride), padding, list(layer.dilation),
+                         layer.groups)
+        self._packed = torch.ops.onednn.qconv_prepack(
+            self.weight, self.weight_scale, self.scale, self.zero_point,
+            *self.geometry, None)
+
+    def _pads_itself(self) -> bool:
+        left, right, top, bottom = self.border
+        return self.padding_mode != 'zeros' or left != right or top != bottom
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._pads_itself():
+            mode = {'zeros': 'constant'}.get(self.padding_mode,
+                                             self.padding_mode)
+            x = nn.functional.pad(x, self.border, mode=mode)
+        return _qconv2d()(
+            self.quantize(x), self.scale, self.zero_point, self._packed,
+            self.weight_scale, self.weight_zero_point, self.bias,
+            *self.geometry, 1.0, 0, torch.float32, 'none', [], '')
+
+
+def to_torch_int8(model: nn.Module) -> nn.Module:
+    """A copy of a trained model whose quantized layers compute in int8.
+
+    Runs ``torch.ao.quantization.convert`` on a copy, with layers of integers
+    in the mapping. Everything between the layers stays float.
+
+    Args:
+        model (nn.Module): A quantized model of the backend 'torch_ao'.
+
+    Returns:
+        nn.Module: The copy, in eval mode, on the CPU.
+
+    Raises:
+        RuntimeError: If this torch has no such convert or kernels.
+        ValueError: If a layer cannot be converted; the message names it.
+    """
+    _require_kernels()
+    from torch.ao.quantization import convert
+
+    mapping = {}
+    for name, layer in quantized_layers(model).items():
+        mapping[type(layer)] = _int8_type(name, layer)
+    twin = copy.deepcopy(model).cpu().eval()
+    for layer in quantized_layers(twin).values():
+        # convert swaps what has a qconfig, whatever it says.
+        layer.qconfig = QConfig(activation=nn.Identity, weight=nn.Identity)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)
+        return convert(twin, mapping=mapping, inplace=True)
+
+
+def _int8_type(name: str, layer: QuantizedLayer) -> type[Int8Layer]:
+    parts = (layer.weight_quantizer, layer.input_quantizer)
+    try:
+        if any(part is None or not part.has_step() for part in parts):
+            raise ValueError('int8 needs a quantized weight and input')
+        weight, features = (integers(part) for part in parts)
+        if features.low < 0:
+            raise ValueError('int8 needs an unsigned input')
+        if weight.zero_point.any():
+            raise ValueError('int8 needs a symmetric weight')
+        for kind, int8 in ((QuantizedConv2d, Int8Conv2d), (QuantizedLinear,
+                                                           Int8Linear)):
+            if isinstance(layer, kind):
+                return int8
+        raise ValueError(f'no int8 layer for {type(layer).__name__}')
+    except ValueError as error:
+        raise ValueError(f'not converted: {name}: {error}') from error
+
+
+def _vector(weight: Integers, channels: int) -> Tensor:
+    return torch.tensor(weight.step).expand(channels).contiguous()
+
+
+def _qconv2d():
+    # qconv2d_pointwise until torch 2.6.
+    onednn = torch.ops.onednn
+    return getattr(onednn, 'qconv_pointwise', None) or onednn.qconv2d_pointwise
+
+
+def _require_kernels() -> None:
+    try:
+        import torch.ao.quantization as ao
+        found = hasattr(ao, 'convert') and 'onednn' in (
+            torch.backends.quantized.supported_engines)
+        schema = str(_qconv2d().default._schema)
+    except (ImportError, AttributeError):
+        found = False
+    if not found or 'output_dtype' not in schema:
+        raise RuntimeError(f'torch {torch.__version__} has no int8 layers '
+                           'with float output on this machine')

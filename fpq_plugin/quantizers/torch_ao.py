@@ -1,0 +1,149 @@
+"""torch.ao's own fake quantizer and observers, as FPQ's."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor
+from torch.ao.quantization import (
+    FakeQuantize,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+)
+
+from .grid import Grid
+from .quantizer import Quantizer
+
+
+@MODELS.register_module()
+class TorchAOFakeQuantize(Quantizer):
+    """``torch.ao.quantization.FakeQuantize`` with a moving-average observer.
+
+    Nothing is learned: in training step and zero point follow the moving
+    average of the tensors' minima and maxima; in eval mode they stay. torch's
+    module is the child ``fake``, and its state is that of torch's.
+
+    Args:
+        bits (int): Bits, 2 to 8. Defaults to 8.
+        symmetric (bool): Whether the zero point is 0 and integers are signed.
+            Defaults to False.
+        per_channel (bool): Whether each channel has a step of its own.
+            Defaults to False.
+        ch_axis (int): Channel axis, if ``per_channel``. Defaults to 0.
+        num_channels (int, optional): Number of channels; needed with
+            ``per_channel``. Defaults to None.
+        averaging_constant (float): Weight of a new tensor's range in the
+            average. Defaults to 0.01.
+
+    Raises:
+        ValueError: If ``bits`` is not an integer of 2 to 8, or
+            ``averaging_constant`` is not in (0, 1].
+
+    Examples:
+        >>> import torch
+        >>> from fpq_plugin import TorchAOFakeQuantize
+        >>> quantizer = TorchAOFakeQuantize(bits=4)
+        >>> quantizer(torch.linspace(-1, 2, 16)).unique().numel()
+        16
+    """
+
+    def __init__(self,
+                 bits: int = 8,
+                 symmetric: bool = False,
+                 per_channel: bool = False,
+                 ch_axis: int = 0,
+                 num_channels: int | None = None,
+                 averaging_constant: float = 0.01) -> None:
+        super().__init__(bits)
+        if not 0 < averaging_constant <= 1:
+            raise ValueError('averaging_constant must be in (0, 1], got '
+                             f'{averaging_constant!r}')
+        self.symmetric = self.signed = symmetric
+        self.is_per_channel = per_channel
+        self.ch_axis = ch_axis if per_channel else -1
+        self.quant_min = -2**(bits - 1) if symmetric else 0
+        self.quant_max = self.quant_min + 2**bits - 1
+        kind = 'channel' if per_channel else 'tensor'
+        scheme = 'symmetric' if symmetric else 'affine'
+        options = dict(ch_axis=ch_axis) if per_channel else {}
+        self.fake = FakeQuantize(
+            MovingAveragePerChannelMinMaxObserver
+            if per_channel else MovingAverageMinMaxObserver,
+            self.quant_min,
+            self.quant_max,
+            dtype=torch.qint8 if symmetric else torch.quint8,
+            qscheme=getattr(torch, f'per_{kind}_{scheme}'),
+            averaging_constant=averaging_constant,
+            **options)
+        self._shape = (num_channels or 1, ) if per_channel else ()
+        if per_channel:
+            # torch sizes them at the first tensor; ranks must agree before.
+            self.fake.scale = torch.ones(self._shape)
+            self.fake.zero_point = torch.zeros(
+                self._shape, dtype=self.fake.zero_point.dtype)
+        self.reset_observer()
+
+    @property
+    def scale(self) -> Tensor:
+        """torch's scale, shape (1,) or (C,)."""
+        return self.fake.scale
+
+    @property
+    def zero_point(self) -> Tensor:
+        """torch's zero point, of ``scale``'s shape."""
+        return self.fake.zero_point
+
+    def step(self) -> Tensor:
+        return self.fake.scale.detach()
+
+    def observe(self, x: Tensor) -> None:
+        observer = self.fake.activation_post_process
+        if self.is_per_channel and not self.was_observed():
+            # torch's sign of a first tensor.
+            observer.min_val = observer.min_val.new_empty(0)
+            observer.max_val = observer.max_val.new_empty(0)
+        observer(x.detach().float())
+
+    def was_observed(self) -> bool:
+        observer = self.fake.activation_post_process
+        return not bool((observer.min_val > observer.max_val).any())
+
+    def reset_observer(self) -> None:
+        observer = self.fake.activation_post_process
+        device = self.fake.scale.device
+        for name, value in (('min_val', torch.inf), ('max_val', -torch.inf)):
+            setattr(observer, name,
+                    torch.full(self._shape, value, device=device))
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        observer = self.fake.activation_post_process
+        if not (torch.isfinite(observer.min_val).all()
+                and torch.isfinite(observer.max_val).all()):
+            raise ValueError(
+                'the observed range is '
+                f'[{observer.min_val.min():g}, {observer.max_val.max():g}]')
+        scale, zero_point = self.fake.calculate_qparams()
+        self.fake.scale.resize_(scale.shape).copy_(scale)
+        self.fake.zero_point.resize_(zero_point.shape).copy_(zero_point)
+        self._mark_initialized()
+
+    def train(self, mode: bool = True) -> TorchAOFakeQuantize:
+        """Follow the tensors in training mode alone."""
+        super().train(mode)
+        self.fake.enable_observer(mode)
+        return self
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return self.fake(wide).to(x.dtype)
+
+    def grid(self) -> Grid:
+        return Grid(self.step(), self.zero_point, self.quant_min,
+                    self.quant_max,
+                    self.ch_axis if self.is_per_channel else None)
+
+    def extra_repr(self) -> str:
+        kind = 'per channel' if self.is_per_channel else 'per tensor'
+        return (f'bits={self.num_bits}, range=[{self.quant_min}, '
+                f'{self.quant_max}], {kind}, symmetric={self.symmetric}')

@@ -1,0 +1,5 @@
+# FPQ with the noise on the weights instead of the features (Fig. 2).
+_base_ = ['../fpq_w4a4.py']
+
+fpq = dict(
+    perturbation=dict(type='StochasticWeightPerturbation', p=0.1))

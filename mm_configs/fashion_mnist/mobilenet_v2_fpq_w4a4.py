@@ -1,0 +1,14 @@
+# FPQ from the teacher's last epoch, the paper's p = 0.1 and lambda = 1.
+_base_ = [
+    '../_base_/fashion_mnist.py',
+    '../_base_/mobilenet_v2_fashion_mnist.py',
+    '../_base_/fashion_mnist_6e.py',
+    '../_base_/fpq_w4a4.py',
+]
+
+default_hooks = dict(fpq=_base_.fpq)
+load_from = '{{$FPQ_WORK_DIRS:work_dirs}}/mobilenet_v2_fp/epoch_3.pth'
+
+optim_wrapper = dict(optimizer=dict(lr=0.01))
+param_scheduler = dict(T_max=1)
+train_cfg = dict(max_epochs=1)

@@ -1,0 +1,84 @@
+"""The accuracy benchmark: cells, statistics, runs that do not interfere."""
+
+import argparse
+import json
+import sys
+
+import pytest
+from runs import ROOT
+from scipy import stats
+
+
+@pytest.fixture(scope='module')
+def bench():
+    """The benchmark's modules, which are scripts beside each other."""
+    folder = str(ROOT / 'benchmarks/accuracy')
+    sys.path.insert(0, folder)
+    try:
+        import cells
+        import grid
+        import report
+        import train
+        yield argparse.Namespace(
+            cells=cells, grid=grid, report=report, train=train)
+    finally:
+        sys.path.remove(folder)
+
+
+def test_the_grid_has_the_papers_tables(bench):
+    cells = set(bench.cells.grid())
+    for seed in (0, 1, 2):
+        for model in ('wide', 'mobilenet'):
+            for bits in ('w4a4', 'w2a4', 'w2a2'):
+                for method in ('lsq', 'lsq_plus', 'pact', 'kd', 'fpq'):
+                    assert bench.cells.Cell(model, method, bits,
+                                            seed) in cells
+        for method in ('lsq', 'sfp', 'csd', 'fpq', 'fpq p=0.3', 'fpq p=1.0'):
+            assert bench.cells.Cell('wide', method, 'w2a4', seed) in cells
+
+
+def test_names_of_cells_are_read_back_and_checked(bench):
+    for cell in bench.cells.grid():
+        assert bench.cells.Cell.parse(str(cell)) == cell
+    for text, message in (('resnet/fpq/w2a4', 'MODEL/METHOD'),
+                          ('resnet/fpc/w2a4/0', "'fpc' is none of"),
+                          ('resnet/fp/w2a4/0', 'w32a32')):
+        with pytest.raises(ValueError, match=message):
+            bench.cells.Cell.parse(text)
+
+
+def test_the_interval_is_students(bench):
+    differences = [0.3, -0.1, 0.8, 0.4]
+    mean, margin = bench.report.paired(differences)
+    low, high = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert mean - margin == pytest.approx(low)
+    assert mean + margin == pytest.approx(high)
+    assert bench.report.paired([0.3]) == (0.3, None)
+
+
+def test_a_run_is_the_same_alone_and_after_others(bench, digits, tmp_path):
+    def run(folder, *names):
+        args = argparse.Namespace(
+            out=tmp_path / folder, work=tmp_path / folder / 'work', epochs=1)
+        args.out.mkdir()
+        records = []
+        for name in ('resnet/fp/w32a32/1', *names):
+            cell = bench.cells.Cell.parse(name)
+            bench.grid.run(cell, args)
+            path = args.out / f'{cell.key}.json'
+            records.append(json.loads(path.read_text()))
+            stamp = path.stat().st_mtime_ns
+            bench.grid.run(cell, args)  # its record is there: kept
+            assert path.stat().st_mtime_ns == stamp
+        return records
+
+    *_, alone = run('alone', 'resnet/fpq/w2a4/1')
+    _, lsq, after = run('after', 'resnet/lsq/w2a4/1', 'resnet/fpq/w2a4/1')
+    for key in ('cell', 'top1', 'loss', 'loss_csd'):
+        assert alone[key] == after[key]
+    assert lsq['loss_csd'] is None
+    assert lsq['loss'] != after['loss']
+    rows = bench.report.collect(tmp_path / 'after')
+    fp, plain, fpq = rows['resnet', 'w2a4']
+    assert fpq.gain == pytest.approx(after['top1'] - lsq['top1'])
+    assert '| fpq | 1 |' in bench.report.markdown(rows)

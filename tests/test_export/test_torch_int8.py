@@ -1,0 +1,77 @@
+"""torch's own int8 kernels answer as the fake-quantized model."""
+
+import io
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from fpq_plugin import calibrate, convert
+from fpq_plugin.export import to_torch_int8
+from fpq_plugin.export.torch_int8 import Int8Conv2d, Int8Linear
+
+
+def quantized(model, x, bits=8, **options):
+    options = dict(weight=dict(bits=bits), activation=dict(bits=bits),
+                   **options)
+    convert(model, **options)
+    calibrate(model, [x])
+    return model.eval()
+
+
+@given(st.sampled_from([1, 2]), st.integers(1, 3), st.integers(1, 3),
+       st.integers(1, 3), st.sampled_from([0, 1, (2, 1), 'same']),
+       st.sampled_from(['zeros', 'reflect']), st.booleans(),
+       st.integers(2, 8), st.floats(-2, 2))
+def test_any_convolution(groups, inputs, outputs, stride, padding, mode, bias,
+                         bits, shift):
+    conv = nn.Conv2d(
+        groups * inputs, groups * outputs, 3,
+        stride=1 if padding == 'same' else stride, padding=padding,
+        groups=groups, bias=bias, padding_mode=mode)
+    x = torch.randn(4, groups * inputs, 7, 8) + shift
+    model = quantized(nn.Sequential(conv), x, bits, first_last_bits=None)
+    int8 = to_torch_int8(model)
+    with torch.no_grad():
+        torch.testing.assert_close(int8(x), model(x), atol=1e-5, rtol=1e-5)
+
+
+def test_a_whole_model(tmp_path):
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=8, bias=False), nn.ReLU(),
+        nn.Flatten(2), nn.Linear(16, 6), nn.GELU(), nn.Linear(6, 5))
+    x = torch.randn(32, 3, 8, 8)
+    quantized(model, x, perturbation=dict(p=1.0)).train()
+    before = type(model[0])
+    int8 = to_torch_int8(model)
+    assert type(model[0]) is before
+    assert model.training
+    assert [type(m) for m in int8 if type(m).__module__.endswith('int8')] == [
+        Int8Conv2d, Int8Conv2d, Int8Linear, Int8Linear]
+    with torch.no_grad():
+        torch.testing.assert_close(int8(x), model.eval()(x))
+    state = int8.state_dict()
+    assert state['0.weight'].dtype == torch.int8
+    torch.save(state, io.BytesIO())
+
+
+def test_what_cannot_be_converted_is_named():
+    x = torch.randn(4, 6)
+
+    def refused(match, **options):
+        model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+        convert(model, **options)
+        calibrate(model, [x])
+        with pytest.raises(ValueError, match=match):
+            to_torch_int8(model)
+
+    refused('not converted: 0: int8 needs a quantized weight', weight=None)
+    refused('not converted: 0: int8 needs an unsigned input',
+            activation=dict(symmetric=True))
+    refused('not converted: 0: int8 needs a symmetric weight',
+            weight=dict(symmetric=False))
+    refused('not converted: 0: no int8 layer for BrevitasLinear',
+            backend='brevitas')
