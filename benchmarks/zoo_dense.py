@@ -100,7 +100,7 @@ def run_model(name: str) -> dict:
             short_cfg.train_dataloader = dict(
                 batch_size=BATCH,
                 num_workers=0,
-                sampler=dict(type='DefaultSampler', shuffle=False),
+                sampler=dict(type='FewSamples'),
                 dataset=data)
             if library == 'mmseg':
                 short_cfg.model.data_preprocessor.size = (SIZE, SIZE)

@@ -3,10 +3,9 @@
 Of each folder in the index the smallest config of an ImageClassifier is
 trained for two iterations: in full precision, then with the unchanged W4A4
 fragment of ``mm_configs`` on each backend, through Runner and hook. Weights
-are random but for the full-precision steps (saved, and given as
-``load_from``), images are noise of the model's own input size, the batch is
-2, calibration takes 4 images. So it shows that the families train, not how
-well.
+are random (saved, and given as ``load_from``), images are noise of the
+model's own input size, the batch is 2, calibration takes 4 images. So it
+shows that the families train, not how well.
 
 Each family runs in a process of its own. A finished one leaves a file in
 ``--rows`` and is not run again. Run from the repository's root:
@@ -100,7 +99,7 @@ def small_run(cfg: Config, work_dir: str) -> Config:
     cfg.train_dataloader = dict(
         batch_size=BATCH,
         num_workers=0,
-        sampler=dict(type='DefaultSampler', shuffle=False),
+        sampler=dict(type='FewSamples'),
         dataset=dict(
             type='NoiseImages',
             size=input_size(cfg),

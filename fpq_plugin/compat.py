@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import os
 import pickle
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,6 +75,8 @@ def _load_safely(path: str) -> Any:
     # torch < 2.6: weights_only exists, but takes no further types.
     allowed = {
         '_codecs.encode': codecs.encode,
+        # MultiStepLR's milestones.
+        'collections.Counter': Counter,
         'collections.OrderedDict': OrderedDict,
         'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
         'torch._utils._rebuild_parameter': torch._utils._rebuild_parameter,

@@ -25,6 +25,15 @@ def test_a_checkpoint_with_mmengines_own_types_loads(tmp_path):
     assert loaded['message_hub']['counts'].tolist() == [0, 1, 2]
 
 
+def test_a_multi_step_schedule_loads(tmp_path):
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])
+    torch.save(dict(param_schedulers=[schedule.state_dict()]),
+               tmp_path / 'c.pth')
+    loaded, = load_file(str(tmp_path / 'c.pth'))['param_schedulers']
+    assert loaded['milestones'] == schedule.milestones
+
+
 class Attribute:
     """Pickles as ``getattr(owner, name)``."""
 
