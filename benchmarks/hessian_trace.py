@@ -129,6 +129,7 @@ def kept_rows(path: Path, settings: dict) -> list[dict]:
 
 def write(path: Path, settings: dict, rows: list[dict]) -> list[dict]:
     """Write the rows; the ratios of FPQ's trace to LSQ's, which it adds."""
+    rows.sort(key=lambda r: (r['split'], RUNS.index(r['model'])))
     by_name = {(row['split'], row['model']): row for row in rows}
     ratios = []
     for (split, model), row in by_name.items():

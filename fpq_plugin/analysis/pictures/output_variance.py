@@ -28,7 +28,7 @@ def draw_output_variance(study: dict[str, Any], path: Path) -> Path:
         ax.set_xscale('log')
         ax.set_yscale('log')
         ax.set_xticks(found['sigmas'], found['sigmas'])
-        ax.minorticks_off()
+        ax.tick_params('x', which='minor', bottom=False, labelbottom=False)
         ax.set_xlabel('standard deviation of the input noise')
     raw.set_ylabel('variance of the output')
     relative.set_ylabel('the same / variance between images')
