@@ -225,8 +225,8 @@ def run_row(row: dict, short: Callable[[str], Config]) -> dict:
     return row
 
 
-def table(rows: list[dict]) -> str:
-    """The rows as a table in Markdown."""
+def table(rows: list[dict], missing: list[str]) -> str:
+    """The rows as a table in Markdown, and which ones are missing."""
     lines = [
         '| family | config | input | M par. | quantized | left float | '
         'distilled | torch_ao | x FP | brevitas | x FP |',
@@ -262,6 +262,8 @@ def table(rows: list[dict]) -> str:
         lines.append(f'{backend}: {good} of {len(trained)} families that take '
                      'a full-precision step take FPQ steps with finite '
                      'losses.')
+    if missing:
+        lines += ['', f'Not run yet: {", ".join(missing)}.']
     return '\n'.join(lines) + '\n'
 
 
@@ -342,7 +344,9 @@ def sweep(script: str, description: str, names: list[str], result: str,
         run_all(script, args.only or names, args.rows, args.timeout)
     rows = [json.loads((args.rows / f'{name}.json').read_text())
             for name in names if (args.rows / f'{name}.json').exists()]
+    done = {row['family'] for row in rows}
+    text = table(rows, [name for name in names if name not in done])
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f'{result}.json').write_text(json.dumps(rows, indent=1))
-    (RESULTS / f'{result}.md').write_text(table(rows))
-    print(table(rows))
+    (RESULTS / f'{result}.md').write_text(text)
+    print(text)
