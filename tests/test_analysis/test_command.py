@@ -64,7 +64,7 @@ def test_the_command(trained, tmp_path):
     out = tmp_path / 'out'
     done = subprocess.run(
         [sys.executable, '-m', 'fpq_plugin.analysis',
-         *pairs(trained, 'full', 'epoch_1', 'epoch_2'), '--images', '40',
+         *pairs(trained, 'full', 'epoch_1', 'epoch_2'), '--images', '12',
          '--probes', '4', '--layer', LAYER, '--out', str(out)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, timeout=300)
@@ -95,7 +95,7 @@ def test_the_command(trained, tmp_path):
     # The numbers are those of the functions.
     model = load_model(*pairs(trained, 'epoch_2'))
     batches = prepared(model, draw(
-        loader_of(Config.fromfile(str(trained / 'full.py')), 'train'), 40, 0,
+        loader_of(Config.fromfile(str(trained / 'full.py')), 'train'), 12, 0,
         progress=False))
     found = models['quantized epoch_2']
     assert math.isclose(found['loss'], mean_loss(model, batches),
