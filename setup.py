@@ -35,7 +35,8 @@ ANALYSIS = [
     'matplotlib',
 ]
 DEV = [
-    'mmcv-lite>=2.2.0', 'pytest', 'hypothesis', 'scikit-learn', 'ruff'
+    'mmcv-lite>=2.2.0', 'pytest', 'pytest-xdist', 'hypothesis',
+    'scikit-learn', 'ruff'
 ]
 
 setup(
