@@ -100,6 +100,7 @@ def shorten(cfg: Config, work_dir: str) -> None:
     cfg.randomness = dict(seed=0)
     cfg.work_dir = work_dir
     cfg.load_from = None
+    cfg.resume = False
 
 
 def with_fragment(cfg: Config, backend: str, checkpoint: str) -> Config:
@@ -119,6 +120,8 @@ def train(cfg: Config, name: str, save_to: str | None = None):
     runner = Runner.from_cfg(cfg)
     if save_to:
         runner.model.init_weights()
+        # BYOL's average asks for it in a forward.
+        runner.message_hub.update_info('max_iters', ITERATIONS)
         fit_statistics(runner)
         torch.save(dict(state_dict=runner.model.state_dict()), save_to)
         runner._load_from = save_to
