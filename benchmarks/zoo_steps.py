@@ -235,9 +235,13 @@ def table(rows: list[dict], missing: list[str]) -> str:
         'distilled | torch_ao | x FP | brevitas | x FP |',
         '|---|---|---|---|---|---|---|---|---|---|---|',
     ]
+    without: dict[str, list[str]] = {}
     for row in rows:
-        if row.get('fp') != 'ok':
-            lines.append(f'| {row["family"]} | {row.get("config", "")} | | | '
+        if 'config' not in row:
+            without.setdefault(row['fp'], []).append(row['family'])
+            continue
+        if row['fp'] != 'ok':
+            lines.append(f'| {row["family"]} | {row["config"]} | | | '
                          f'| | | no step in full precision: {row["fp"]} | '
                          '| | |')
             continue
@@ -265,6 +269,8 @@ def table(rows: list[dict], missing: list[str]) -> str:
         lines.append(f'{backend}: {good} of {len(trained)} families that take '
                      'a full-precision step take FPQ steps with finite '
                      'losses.')
+    lines += ['', *(f'{why}: {", ".join(names)}.'
+                    for why, names in without.items())]
     if missing:
         lines += ['', f'Not run yet: {", ".join(missing)}.']
     return '\n'.join(lines) + '\n'

@@ -117,7 +117,7 @@ def run_family(name: str) -> dict:
     init_default_scope('mmpretrain')
     cfg = classifier(families()[name])
     if cfg is None:
-        return dict(family=name, fp='no ImageClassifier with training data')
+        return dict(family=name, fp='Without an ImageClassifier that trains')
     row = dict(
         family=name,
         config=cfg.zoo_path.partition('/configs/')[2],
