@@ -74,7 +74,10 @@ def families() -> dict[str, list[str]]:
 def classifier(configs: list[str]) -> Config | None:
     """The first config that is an ImageClassifier's with training data."""
     for path in configs:
-        cfg = Config.fromfile(path)
+        try:
+            cfg = Config.fromfile(path)
+        except RuntimeError:  # mmengine 0.10.7 cannot read replknet-31B's
+            continue
         if (cfg.model.get('type') == 'ImageClassifier'
                 and cfg.get('train_dataloader') is not None):
             cfg.zoo_path = path
