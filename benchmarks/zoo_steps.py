@@ -171,6 +171,8 @@ def fit_statistics(runner: Runner) -> None:
     for norm in norms:
         norm.momentum = None
     model.train()
+    # YOLOX's data preprocessor asks for it, as the training loop would tell.
+    runner.message_hub.update_info('iter', runner.iter)
     for batch in Runner.build_dataloader(runner.cfg.train_dataloader):
         data = model.data_preprocessor(batch, True)
         model._run_forward(data, mode='loss')
