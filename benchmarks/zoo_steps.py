@@ -65,8 +65,10 @@ class StepRecord(Hook):
 
 
 def drop_pretrained(node: object) -> None:
-    """Remove ``init_cfg`` that would download weights."""
+    """Remove ``init_cfg``, or mmseg's ``pretrained``, that would download."""
     if isinstance(node, dict):
+        if isinstance(node.get('pretrained'), str):
+            node.pop('pretrained')
         init = node.get('init_cfg')
         if isinstance(init, dict) and init.get('type') == 'Pretrained':
             node.pop('init_cfg')
