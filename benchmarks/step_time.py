@@ -106,8 +106,9 @@ def measure(name: str, args: argparse.Namespace) -> dict:
         rows[variant]['ms'] = 1e3 * statistics.median(times[variant])
         rows[variant]['ms_min'] = 1e3 * min(times[variant])
         rows[variant]['page_faults'] = statistics.median(faults[variant])
+    for variant in steps:
         for key, base in (('to_fp', 'FP'), ('to_floor', FLOOR)):
-            if base in rows:
+            if base in steps:
                 rows[variant][key] = rows[variant]['ms'] / rows[base]['ms']
     return dict(
         model=name, batch=list(x.shape), repeats=args.repeats,
