@@ -17,6 +17,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
+from ..backends import get_backend
 from ..calibrate import calibrate, leave_uncalled, uninitialized
 from ..calibration_data import calibration_batches, same_randomness
 from ..convert import (
@@ -170,7 +171,8 @@ class FPQHook(Hook):
             ValueError: If the model averages its own weights.
         """
         refuse_averaged(model)
-        skip = [*self.settings['skip'], *targets(model)]
+        backend = get_backend(self.settings['backend'])
+        skip = [*self.settings['skip'], *targets(model, backend)]
         return convert(model, **{**self.settings, 'skip': skip})
 
     # -- before_run: training, validation and test ------------------------
