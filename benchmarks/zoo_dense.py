@@ -107,6 +107,8 @@ def run_model(name: str) -> dict:
                 dataset=data)
             if library == 'mmseg':
                 short_cfg.model.data_preprocessor.size = (size, size)
+                if 'img_size' in short_cfg.model.backbone:
+                    short_cfg.model.backbone.img_size = (size, size)
             shorten(short_cfg, work_dir)
             return short_cfg
 

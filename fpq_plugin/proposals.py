@@ -6,8 +6,6 @@ from torch import nn
 
 # Decoders of detection transformers whose queries are the encoder's best.
 _PICKED_QUERIES = ('decoder', 'bbox_head', 'pos_trans_fc')
-# mmseg's head on points that are drawn, or where a prediction is uncertain.
-_PICKED_POINTS = ('PointHead', )
 
 
 def behind_proposals(model: nn.Module) -> list[str]:
@@ -30,7 +28,7 @@ def behind_proposals(model: nn.Module) -> list[str]:
         prefix = f'{name}.' if name else ''
         if name.rpartition('.')[2] == 'roi_head':
             found.append(name)
-        if type(module).__name__ in _PICKED_POINTS:
+        if _is_point_head(module):
             found.append(name)
         # The head has the attribute too; the detector holds the decoder.
         if getattr(module, 'as_two_stage', False) and hasattr(
@@ -40,3 +38,13 @@ def behind_proposals(model: nn.Module) -> list[str]:
                 if hasattr(module, child)
             ]
     return found
+
+
+def has_point_head(model: nn.Module) -> bool:
+    """Whether a part of ``model`` is mmseg's ``PointHead``."""
+    return any(_is_point_head(module) for module in model.modules())
+
+
+def _is_point_head(module: nn.Module) -> bool:
+    # It works on points that are drawn, or where a prediction is uncertain.
+    return type(module).__name__ == 'PointHead'

@@ -5,6 +5,9 @@ from __future__ import annotations
 from mmengine.model import BaseAveragedModel
 from torch import nn
 
+from .backends import Backend
+from .layers import quantized_type
+
 
 def is_self_supervised(model: nn.Module) -> bool:
     """Whether ``model`` is one of mmpretrain's ``BaseSelfSupervisor``.
@@ -16,14 +19,22 @@ def is_self_supervised(model: nn.Module) -> bool:
                for kind in type(model).__mro__)
 
 
-def targets(model: nn.Module) -> list[str]:
-    """Patterns of the modules that make a self-supervised model's targets.
+def targets(model: nn.Module, backend: Backend) -> list[str]:
+    """Patterns of the layers that make a self-supervised model's targets.
 
     They are not what is trained or shipped, so they stay as they are.
+
+    Args:
+        model (nn.Module): The model before its conversion.
+        backend (Backend): Whose layers would be quantized.
+
+    Returns:
+        list[str]: Patterns for ``skip``, none if nothing would match.
     """
     if (is_self_supervised(model)
             and isinstance(model.target_generator, nn.Module)
-            and next(model.target_generator.parameters(), None) is not None):
+            and any(quantized_type(module, backend)
+                    for module in model.target_generator.modules())):
         return ['target_generator']
     return []
 

@@ -133,3 +133,11 @@ def test_what_makes_the_targets_stays_float(tmp_path):
     runner.call_hook('before_run')
     assert type(runner.model.target_generator) is nn.Conv2d
     assert 'patch_embed' in ' '.join(quantized_layers(runner.model))
+
+
+def test_targets_without_a_layer_to_quantize(tmp_path):
+    """BEiT's tokenizer has convolutions of its own kind."""
+    runner = runner_of(tmp_path, MAE)
+    runner.model.target_generator = nn.BatchNorm2d(3)
+    runner.call_hook('before_run')
+    assert quantized_layers(runner.model)

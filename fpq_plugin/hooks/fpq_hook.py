@@ -17,6 +17,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
+from ..backends import get_backend
 from ..calibrate import calibrate, leave_uncalled, uninitialized
 from ..calibration_data import calibration_batches, same_randomness
 from ..convert import (
@@ -29,6 +30,12 @@ from ..convert import (
     noise_clock,
 )
 from ..distill import Distiller
+from ..forward_mode import (
+    calibration_forward,
+    forward_loss,
+    is_loss_mode,
+    teacher_forward,
+)
 from ..layer_table import LayerTable
 from ..layers import quantized_layers
 from ..noise_clock import NoiseClock
@@ -39,7 +46,7 @@ from ..param_groups import separate_scales
 from ..patterns import refuse_no_patterns, refuse_unmatched
 from ..proposals import behind_proposals
 from ..quantizers import Quantizer
-from ..self_supervised import is_self_supervised, refuse_averaged, targets
+from ..self_supervised import refuse_averaged, targets
 from ..state import (
     bare_state,
     first_few,
@@ -170,7 +177,8 @@ class FPQHook(Hook):
             ValueError: If the model averages its own weights.
         """
         refuse_averaged(model)
-        skip = [*self.settings['skip'], *targets(model)]
+        backend = get_backend(self.settings['backend'])
+        skip = [*self.settings['skip'], *targets(model, backend)]
         return convert(model, **{**self.settings, 'skip': skip})
 
     # -- before_run: training, validation and test ------------------------
@@ -299,9 +307,8 @@ class FPQHook(Hook):
                 model,
                 self._run_teacher.model,
                 self.criteria,
-                run_teacher=(_run_loss_mode if is_self_supervised(model) else
-                             _run_tensor_mode),
-                condition=_is_loss_mode,
+                run_teacher=teacher_forward(model),
+                condition=is_loss_mode,
                 warn=runner.logger.warning,
                 skip=self._undistilled(runner, model))
             self._loss_handle = model.register_forward_hook(
@@ -330,13 +337,12 @@ class FPQHook(Hook):
         runner.logger.info(f'FPQ calibrates on {self.num_images} training '
                            'images')
         if is_main_process():
-            self._observe(runner, model, _forward_loss
-                          if is_self_supervised(model) else _forward_batch)
+            self._observe(runner, model, calibration_forward(model))
         _broadcast_quantizers(model)
         if uninitialized(model):
             # Auxiliary heads and the like. On all ranks, since a loss may
             # hold collectives; rank 0's result counts.
-            self._observe(runner, model, _forward_loss, training=True)
+            self._observe(runner, model, forward_loss, training=True)
             _broadcast_quantizers(model)
         runner.logger.info(f'FPQ calibrated in {time.time() - start:.1f} s')
 
@@ -372,7 +378,7 @@ class FPQHook(Hook):
 
     def _add_loss(self, model: nn.Module, args: tuple, kwargs: dict,
                   losses: Any) -> None:
-        if model.training and _is_loss_mode(kwargs):
+        if model.training and is_loss_mode(kwargs):
             losses.update({
                 f'loss_{label}': loss
                 for label, loss in self._distiller.losses().items()
@@ -507,28 +513,3 @@ def _broadcast_quantizers(model: nn.Module) -> None:
         if isinstance(module, Quantizer):
             for tensor in module.state_dict().values():
                 broadcast(tensor)
-
-
-def _forward_batch(model: nn.Module, batch: Any) -> Any:
-    data = model.data_preprocessor(batch, False)
-    return model._run_forward(data, mode='tensor')
-
-
-def _forward_loss(model: nn.Module, batch: Any) -> Any:
-    data = model.data_preprocessor(batch, True)
-    return model._run_forward(data, mode='loss')
-
-
-def _run_tensor_mode(teacher: nn.Module, args: tuple, kwargs: dict) -> Any:
-    # The same layers as in 'loss' mode, without the loss.
-    return teacher(*args, **{**kwargs, 'mode': 'tensor'})
-
-
-def _run_loss_mode(teacher: nn.Module, args: tuple, kwargs: dict) -> Any:
-    # A mask that the student draws must be the teacher's as well.
-    with same_randomness():
-        return teacher(*args, **kwargs)
-
-
-def _is_loss_mode(kwargs: dict) -> bool:
-    return kwargs.get('mode') == 'loss'

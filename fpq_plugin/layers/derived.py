@@ -27,10 +27,17 @@ class OwnForward:
     """
 
     own_forward = True
+    _runs = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        with _QuantizedOperands(self):
-            return self.float_type.forward(self, *args, **kwargs)
+        if self._runs:  # from ``super(type(self), self).forward`` (SparK)
+            return super(self.float_type, self).forward(*args, **kwargs)
+        self._runs = True
+        try:
+            with _QuantizedOperands(self):
+                return self.float_type.forward(self, *args, **kwargs)
+        finally:
+            del self._runs
 
 
 class _QuantizedOperands(TorchFunctionMode):

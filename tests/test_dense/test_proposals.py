@@ -1,25 +1,12 @@
 """What works on the model's own proposals is not distilled."""
 
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
-from mmengine import Config
-from mmengine.registry import MODELS, init_default_scope
+from dense_models import build
 
 from fpq_plugin import CSDLoss, Distiller, convert
 from fpq_plugin.layers import quantized_layers
 from fpq_plugin.patterns import matches
 from fpq_plugin.proposals import behind_proposals
-
-
-def build(library, path):
-    home = Path(find_spec(library).origin).parent / '.mim/configs'
-    cfg = Config.fromfile(str(home / path))
-    init_default_scope(library)
-    cfg.model.backbone.init_cfg = None
-    cfg.model.pop('pretrained', None)
-    return MODELS.build(cfg.model)
 
 
 @pytest.mark.parametrize(('library', 'path', 'expected'), [
