@@ -36,13 +36,16 @@ def aimet(model: nn.Module, x: Tensor, y: Tensor) -> TrainStep:
 
 def torchao_pt2e(model: nn.Module, x: Tensor, y: Tensor) -> TrainStep:
     """torchao's pt2e QAT: 8 bits, moving-average observers."""
+    from torchao.quantization.pt2e import allow_exported_model_train_eval
     from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer
     quantizer = x86_inductor_quantizer.X86InductorQuantizer().set_global(
         x86_inductor_quantizer.get_default_x86_inductor_quantization_config(
             is_qat=True))
     exported = torch.export.export(copy.deepcopy(model).train(), (x, ))
-    return TrainStep(prepare_qat_pt2e(exported.module(), quantizer), x, y)
+    prepared = prepare_qat_pt2e(exported.module(), quantizer)
+    allow_exported_model_train_eval(prepared)
+    return TrainStep(prepared, x, y)
 
 
 def quanto(model: nn.Module, x: Tensor, y: Tensor) -> TrainStep:

@@ -24,7 +24,8 @@ class TrainStep:
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor,
                  distiller: fpq_plugin.Distiller | None = None,
                  teacher: nn.Module | None = None) -> None:
-        self.model = model.train()
+        model.train()
+        self.model = model
         self.x, self.y = x, y
         self.distiller = distiller
         self.teacher = teacher
