@@ -4,11 +4,8 @@ Importing this package registers :class:`FPQHook`, :class:`CSDLoss`,
 :class:`StochasticFeaturePerturbation` and the fake quantizers with MMEngine.
 """
 
+from . import compat  # isort: split  (refuses stacks that cannot work)
 from .calibrate import calibrate
-from .compat import (
-                     allow_launch_without_accelerator,
-                     allow_mmengine_checkpoints,
-)
 from .convert import convert, to_float
 from .distill import Distiller
 from .hooks import (
@@ -40,8 +37,9 @@ from .quantizers import (
 from .version import __version__
 from .weight_perturb import StochasticWeightPerturbation
 
-allow_mmengine_checkpoints()
-allow_launch_without_accelerator()
+compat.allow_mmengine_checkpoints()
+compat.read_checkpoints_as_data()
+compat.allow_launch_without_accelerator()
 
 __all__ = [
     'BaseFakeQuantize', 'CSDLoss', 'Distiller', 'DoReFaFakeQuantize',

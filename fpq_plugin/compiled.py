@@ -30,10 +30,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-try:
-    from torch.compiler import is_compiling
-except ImportError:  # torch 2.1 and 2.2
-    from torch._dynamo import is_compiling
+from .compat import is_compiling
 
 MIN_ELEMENTS = 2**8
 """Below this a toy model would wait for a compiler that it never repays."""

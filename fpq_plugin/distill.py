@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .compiled import is_compiling
+from .compat import is_compiling
 from .layers import quantized_layers, route, unroute
 from .patterns import matches
 
