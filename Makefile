@@ -24,7 +24,7 @@ demo: data
 	$(BIN)/python tools/demo.py --data data --out work_dirs/demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

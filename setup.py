@@ -40,8 +40,8 @@ DOCS = [
     'sphinx-rtd-theme>=3,<4',
 ]
 DEV = [
-    'mmcv-lite>=2.2.0', 'pytest', 'hypothesis', 'scikit-learn', 'ruff',
-    'build>=1.2,<2', 'mypy>=2.4,<3'
+    'mmcv-lite>=2.2.0', 'pytest', 'pytest-xdist', 'hypothesis',
+    'scikit-learn', 'ruff', 'build>=1.2,<2', 'mypy>=2.4,<3'
 ]
 
 setup(

@@ -100,6 +100,7 @@ def shorten(cfg: Config, work_dir: str) -> None:
     cfg.randomness = dict(seed=0)
     cfg.work_dir = work_dir
     cfg.load_from = None
+    cfg.resume = False
 
 
 def with_fragment(cfg: Config, backend: str, checkpoint: str) -> Config:
@@ -119,6 +120,8 @@ def train(cfg: Config, name: str, save_to: str | None = None):
     runner = Runner.from_cfg(cfg)
     if save_to:
         runner.model.init_weights()
+        # BYOL's average asks for it in a forward.
+        runner.message_hub.update_info('max_iters', ITERATIONS)
         fit_statistics(runner)
         torch.save(dict(state_dict=runner.model.state_dict()), save_to)
         runner._load_from = save_to
@@ -232,9 +235,13 @@ def table(rows: list[dict], missing: list[str]) -> str:
         'distilled | torch_ao | x FP | brevitas | x FP |',
         '|---|---|---|---|---|---|---|---|---|---|---|',
     ]
+    without: dict[str, list[str]] = {}
     for row in rows:
-        if row.get('fp') != 'ok':
-            lines.append(f'| {row["family"]} | {row.get("config", "")} | | | '
+        if 'config' not in row:
+            without.setdefault(row['fp'], []).append(row['family'])
+            continue
+        if row['fp'] != 'ok':
+            lines.append(f'| {row["family"]} | {row["config"]} | | | '
                          f'| | | no step in full precision: {row["fp"]} | '
                          '| | |')
             continue
@@ -262,6 +269,8 @@ def table(rows: list[dict], missing: list[str]) -> str:
         lines.append(f'{backend}: {good} of {len(trained)} families that take '
                      'a full-precision step take FPQ steps with finite '
                      'losses.')
+    lines += ['', *(f'{why}: {", ".join(names)}.'
+                    for why, names in without.items())]
     if missing:
         lines += ['', f'Not run yet: {", ".join(missing)}.']
     return '\n'.join(lines) + '\n'

@@ -74,7 +74,10 @@ def families() -> dict[str, list[str]]:
 def classifier(configs: list[str]) -> Config | None:
     """The first config that is an ImageClassifier's with training data."""
     for path in configs:
-        cfg = Config.fromfile(path)
+        try:
+            cfg = Config.fromfile(path)
+        except RuntimeError:  # mmengine 0.10.7 cannot read replknet-31B's
+            continue
         if (cfg.model.get('type') == 'ImageClassifier'
                 and cfg.get('train_dataloader') is not None):
             cfg.zoo_path = path
@@ -117,7 +120,7 @@ def run_family(name: str) -> dict:
     init_default_scope('mmpretrain')
     cfg = classifier(families()[name])
     if cfg is None:
-        return dict(family=name, fp='no ImageClassifier with training data')
+        return dict(family=name, fp='Without an ImageClassifier that trains')
     row = dict(
         family=name,
         config=cfg.zoo_path.partition('/configs/')[2],

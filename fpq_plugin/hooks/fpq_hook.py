@@ -39,6 +39,7 @@ from ..param_groups import separate_scales
 from ..patterns import refuse_no_patterns, refuse_unmatched
 from ..proposals import behind_proposals
 from ..quantizers import Quantizer
+from ..self_supervised import is_self_supervised, refuse_averaged, targets
 from ..state import (
     bare_state,
     first_few,
@@ -163,8 +164,14 @@ class FPQHook(Hook):
         self._table = LayerTable()
 
     def convert(self, model: nn.Module) -> LayerTable:
-        """Quantize ``model`` in place as this hook's options say."""
-        return convert(model, **self.settings)
+        """Quantize ``model`` in place as this hook's options say.
+
+        Raises:
+            ValueError: If the model averages its own weights.
+        """
+        refuse_averaged(model)
+        skip = [*self.settings['skip'], *targets(model)]
+        return convert(model, **{**self.settings, 'skip': skip})
 
     # -- before_run: training, validation and test ------------------------
 
@@ -292,7 +299,8 @@ class FPQHook(Hook):
                 model,
                 self._run_teacher.model,
                 self.criteria,
-                run_teacher=_run_tensor_mode,
+                run_teacher=(_run_loss_mode if is_self_supervised(model) else
+                             _run_tensor_mode),
                 condition=_is_loss_mode,
                 warn=runner.logger.warning,
                 skip=self._undistilled(runner, model))
@@ -322,7 +330,8 @@ class FPQHook(Hook):
         runner.logger.info(f'FPQ calibrates on {self.num_images} training '
                            'images')
         if is_main_process():
-            self._observe(runner, model, _forward_batch)
+            self._observe(runner, model, _forward_loss
+                          if is_self_supervised(model) else _forward_batch)
         _broadcast_quantizers(model)
         if uninitialized(model):
             # Auxiliary heads and the like. On all ranks, since a loss may
@@ -513,6 +522,12 @@ def _forward_loss(model: nn.Module, batch: Any) -> Any:
 def _run_tensor_mode(teacher: nn.Module, args: tuple, kwargs: dict) -> Any:
     # The same layers as in 'loss' mode, without the loss.
     return teacher(*args, **{**kwargs, 'mode': 'tensor'})
+
+
+def _run_loss_mode(teacher: nn.Module, args: tuple, kwargs: dict) -> Any:
+    # A mask that the student draws must be the teacher's as well.
+    with same_randomness():
+        return teacher(*args, **kwargs)
 
 
 def _is_loss_mode(kwargs: dict) -> bool:
