@@ -22,9 +22,13 @@ class _Classifier(nn.Module):
         return self.head(self.backbone(x)[-1].mean((2, 3)))
 
 
-def _resnet18_cifar() -> nn.Module:
-    from mmpretrain.models import ResNet_CIFAR
-    return _Classifier(ResNet_CIFAR(depth=18), 512)
+def _resnet_cifar(depth: int) -> Callable[[], nn.Module]:
+
+    def build() -> nn.Module:
+        from mmpretrain.models import ResNet_CIFAR
+        return _Classifier(ResNet_CIFAR(depth), 512 if depth < 50 else 2048)
+
+    return build
 
 
 def _torchvision(name: str) -> Callable[[], nn.Module]:
@@ -48,7 +52,10 @@ def _vit_small() -> nn.Module:
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
-    'resnet18-32': (_resnet18_cifar, 32, 32),
+    'resnet18-32': (_resnet_cifar(18), 32, 32),
+    'resnet34-32': (_resnet_cifar(34), 32, 32),
+    'resnet50-32': (_resnet_cifar(50), 32, 32),
+    'resnet101-32': (_resnet_cifar(101), 32, 32),
     'mobilenet_v2-112': (_torchvision('mobilenet_v2'), 8, 112),
     'resnet18-224': (_torchvision('resnet18'), 8, 224),
     'resnet50-224': (_torchvision('resnet50'), 8, 224),
@@ -57,18 +64,22 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
 """Name to (constructor, batch size, pixels)."""
 
 
-def build(name: str, device: str) -> tuple[nn.Module, Tensor, Tensor]:
+def build(name: str, device: str, batch: int | None = None,
+          pixels: int | None = None) -> tuple[nn.Module, Tensor, Tensor]:
     """A model with random weights and a batch for it.
 
     Args:
         name (str): Key of :data:`MODELS`.
         device (str): Where model and batch live.
+        batch (int, optional): Number of images instead of the model's own.
+        pixels (int, optional): Their height and width, likewise.
 
     Returns:
         tuple: The model, images (N, 3, H, W) and labels (N,).
     """
     torch.manual_seed(0)
-    constructor, batch, pixels = MODELS[name]
+    constructor, own_batch, own_pixels = MODELS[name]
+    batch, pixels = batch or own_batch, pixels or own_pixels
     x = torch.randn(batch, 3, pixels, pixels, device=device)
     y = torch.randint(0, CLASSES, (batch, ), device=device)
     return constructor().to(device), x, y

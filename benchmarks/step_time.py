@@ -4,28 +4,29 @@ Forward and backward, no optimizer. Repetitions of all variants are
 interleaved, so that a busy machine slows each alike; medians are reported.
 
     python benchmarks/step_time.py --models resnet18-32 mobilenet_v2-112
+
+Peers of ``requirements/peers.txt`` are measured where they are installed.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
-import platform
-import resource
 import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
+from machine import made_by
 from models import MODELS, build
+from peak_memory import in_child
+from peers import PEERS
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from variants import VARIANTS, Step
+from timing import interleaved
+from variants import VARIANTS
 
 from fpq_plugin.compiled import compile_report
 
@@ -35,6 +36,7 @@ HERE = Path(__file__).parent
 KEEP = dict(MALLOC_MMAP_MAX_='0', MALLOC_TRIM_THRESHOLD_=str(2**33),
             MALLOC_TOP_PAD_=str(2**28))
 WARM_UP = 2
+FLOOR = 'FP + teacher (floor)'
 console = Console(width=100)
 
 
@@ -45,20 +47,17 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv],
                   {**os.environ, **KEEP})
     torch.set_num_threads(args.threads)
-    if args.memory_of:
-        print(json.dumps(peak_memory(args.models[0], args.memory_of)))
-        return
     args.out.mkdir(parents=True, exist_ok=True)
-    reports = []
+    kind = '_keep_memory' if args.keep_memory else ''
     for name in args.models:
         report = measure(name, args)
-        show(report)
-        kind = '_keep_memory' if args.keep_memory else ''
         path = args.out / f'step_time_{name}{kind}.json'
         path.write_text(json.dumps(report, indent=2) + '\n')
-        reports.append(report)
-    draw(reports, args.out / f'step_time{kind}.png')
-    console.print(f'JSON and step_time{kind}.png are in {args.out}')
+        add_memory(report, args)
+        path.write_text(json.dumps(report, indent=2) + '\n')
+        show(report)
+        draw(report, path.with_suffix('.png'))
+    console.print(f'JSON and pictures are in {args.out}')
 
 
 def parse() -> argparse.Namespace:
@@ -75,8 +74,6 @@ def parse() -> argparse.Namespace:
                         help='run all with an allocator that keeps freed '
                         'memory (Linux, CPU)')
     parser.add_argument('--out', type=Path, default=HERE / 'results')
-    parser.add_argument('--memory-of', choices=VARIANTS,
-                        help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -85,104 +82,47 @@ def device() -> str:
 
 
 def measure(name: str, args: argparse.Namespace) -> dict:
-    """All variants on one model: medians in ms, memory in MiB, ratios."""
+    """All variants on one model: medians in ms, page faults, ratios."""
     model, x, y = build(name, device())
     steps, rows = {}, {}
     for variant in track(args.variants, f'{name}: build and warm up',
                          console=console):
         before = compile_report().seconds
-        steps[variant] = VARIANTS[variant](model, x, y)
-        for _ in range(WARM_UP):
-            steps[variant]()
-        rows[variant] = dict(compile_s=compile_report().seconds - before)
-    times = {variant: [] for variant in steps}
-    faults = {variant: [] for variant in steps}
-    for _ in track(range(args.repeats), f'{name}: steps', console=console):
-        for variant, step in steps.items():
-            before = page_faults()
-            times[variant].append(seconds(step))
-            faults[variant].append(page_faults() - before)
-    for variant in track(steps, f'{name}: memory', console=console):
+        rows[variant] = {}
+        try:
+            step = VARIANTS[variant](model, x, y)
+            for _ in range(WARM_UP):
+                step()
+        except Exception as error:
+            if variant not in PEERS:
+                raise
+            rows[variant]['refused'] = f'{type(error).__name__}: {error}'
+            continue
+        steps[variant] = step
+        rows[variant]['compile_s'] = compile_report().seconds - before
+    times, faults = interleaved(steps, track(
+        range(args.repeats), f'{name}: steps', console=console))
+    for variant in steps:
         rows[variant]['ms'] = 1e3 * statistics.median(times[variant])
         rows[variant]['ms_min'] = 1e3 * min(times[variant])
         rows[variant]['page_faults'] = statistics.median(faults[variant])
-        rows[variant]['peak_mib'] = memory_in_child(name, variant, args)
-    for row in rows.values():
-        for key, base in (('to_fp', 'FP'),
-                          ('to_floor', 'FP + teacher (floor)')):
+        for key, base in (('to_fp', 'FP'), ('to_floor', FLOOR)):
             if base in rows:
-                row[key] = row['ms'] / rows[base]['ms']
+                rows[variant][key] = rows[variant]['ms'] / rows[base]['ms']
     return dict(
-        model=name, batch=list(x.shape), command=command(),
-        repeats=args.repeats, threads=args.threads, torch=torch.__version__,
-        keep_memory=args.keep_memory, device=device_name(),
-        cpus=os.cpu_count(),
+        model=name, batch=list(x.shape), repeats=args.repeats,
+        keep_memory=args.keep_memory, **made_by(args.threads),
         compilations=compile_report().count,
         compile_failure=compile_report().failure, variants=rows)
 
 
-def seconds(step: Step) -> float:
-    synchronize()
-    start = time.perf_counter()
-    step()
-    synchronize()
-    return time.perf_counter() - start
-
-
-def page_faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-
-def synchronize() -> None:
-    if device() == 'cuda':
-        torch.cuda.synchronize()
-
-
-def memory_in_child(name: str, variant: str, args) -> float:
-    out = subprocess.run([
-        sys.executable, __file__, '--models', name, '--memory-of', variant,
-        '--threads', str(args.threads)
-    ], check=True, capture_output=True, text=True)
-    return json.loads(out.stdout.splitlines()[-1])
-
-
-def peak_memory(name: str, variant: str) -> float:
-    """MiB that a step needs beyond model, teacher and compiled code."""
-    step = VARIANTS[variant](*build(name, device()))
-    step()
-    if device() == 'cuda':
-        base = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return (torch.cuda.max_memory_allocated() - base) / 2**20
-    ctypes.CDLL(None).malloc_trim(0)
-    Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
-    base = status('VmRSS')
-    step()
-    return (status('VmHWM') - base) / 2**10
-
-
-def status(key: str) -> int:
-    """A line of Linux's process status, in KiB."""
-    lines = Path('/proc/self/status').read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines
-                if line.startswith(key))
-
-
-def command() -> str:
-    words = ['python', 'benchmarks/step_time.py', *sys.argv[1:]]
-    return ' '.join(f'"{w}"' if ' ' in w else w for w in words)
-
-
-def device_name() -> str:
-    if device() == 'cuda':
-        return torch.cuda.get_device_name()
-    info = Path('/proc/cpuinfo')
-    names = [line.split(':')[1].strip()
-             for line in (info.read_text().splitlines()
-                          if info.exists() else ())
-             if line.startswith('model name')]
-    return names[0] if names else platform.processor()
+def add_memory(report: dict, args: argparse.Namespace) -> None:
+    """Peak memory of each variant, in MiB, each in a process of its own."""
+    rows = report['variants']
+    for variant in track([v for v in rows if 'ms' in rows[v]],
+                         f'{report["model"]}: memory', console=console):
+        rows[variant]['peak_mib'] = in_child(report['model'], variant,
+                                             args.threads)
 
 
 def show(report: dict) -> None:
@@ -194,6 +134,9 @@ def show(report: dict) -> None:
         table.add_column(column, justify='left' if column == 'variant'
                          else 'right')
     for variant, row in report['variants'].items():
+        if 'refused' in row:
+            table.add_row(variant, 'refused')
+            continue
         table.add_row(
             variant, f'{row["ms"]:.1f}', f'{row.get("to_fp", 0):.2f}',
             f'{row.get("to_floor", 0):.2f}', f'{row["peak_mib"]:.0f}',
@@ -201,26 +144,24 @@ def show(report: dict) -> None:
     console.print(table)
 
 
-def draw(reports: list[dict], path: Path) -> None:
+def draw(report: dict, path: Path) -> None:
+    """Bars of the steps' times, with the floor as a line."""
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
-    fig, axes = plt.subplots(1, len(reports), squeeze=False,
-                             figsize=(5.5 * len(reports), 4),
+    rows = {name: row['ms'] for name, row in report['variants'].items()
+            if 'ms' in row}
+    fig, axis = plt.subplots(figsize=(6, 1 + 0.25 * len(rows)),
                              layout='constrained')
-    for axis, report in zip(axes[0], reports):
-        rows = report['variants']
-        bars = axis.barh(list(rows), [row['ms'] for row in rows.values()])
-        axis.bar_label(bars, [f'{row["ms"]:.0f}' for row in rows.values()],
-                       padding=2)
-        if 'FP + teacher (floor)' in rows:
-            axis.axvline(rows['FP + teacher (floor)']['ms'], color='k',
-                         linestyle=':', label='floor')
-            axis.legend()
-        axis.margins(x=0.15)
-        axis.invert_yaxis()
-        axis.set_xlabel('ms a step (median)')
-        axis.set_title(f'{report["model"]}, {report["threads"]} thread(s)')
+    bars = axis.barh(list(rows), list(rows.values()))
+    axis.bar_label(bars, [f'{ms:.0f}' for ms in rows.values()], padding=2)
+    if FLOOR in rows:
+        axis.axvline(rows[FLOOR], color='k', linestyle=':', label='floor')
+        axis.legend()
+    axis.margins(x=0.15)
+    axis.invert_yaxis()
+    axis.set_xlabel('ms a step (median)')
+    axis.set_title(f'{report["model"]}, {report["threads"]} thread(s)')
     fig.savefig(path, dpi=120)
 
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 
 import torch
+from peers import PEERS
 from torch import Tensor, nn
 from torch.ao.quantization import (
     FakeQuantize,
@@ -16,11 +17,12 @@ from torch.ao.quantization._learnable_fake_quantize import (
     _LearnableFakeQuantize,
 )
 from torch.nn import functional as F
+from train_step import TrainStep
 
 import fpq_plugin
 from fpq_plugin.layers import quantized_layers
 
-Step = Callable[[], None]
+Builder = Callable[[nn.Module, Tensor, Tensor], TrainStep]
 SFP = dict(type='StochasticFeaturePerturbation', p=0.1)
 
 
@@ -43,29 +45,22 @@ class NaiveCSD(nn.Module):
         return F.mse_loss(standardize(student), standardize(teacher))
 
 
-def full_precision(model: nn.Module, x: Tensor, y: Tensor) -> Step:
+def full_precision(model: nn.Module, x: Tensor, y: Tensor) -> TrainStep:
     """Forward and backward of the model as it is."""
-    return _step(copy.deepcopy(model), x, y)
+    return TrainStep(copy.deepcopy(model), x, y)
 
 
-def floor(model: nn.Module, x: Tensor, y: Tensor) -> Step:
+def floor(model: nn.Module, x: Tensor, y: Tensor) -> TrainStep:
     """The same and a teacher's forward: what distillation must cost."""
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
-    own_step = full_precision(model, x, y)
-
-    def step() -> None:
-        with torch.no_grad():
-            teacher(x)
-        own_step()
-
-    return step
+    return TrainStep(copy.deepcopy(model), x, y, teacher=teacher)
 
 
 def fpq(perturbation: dict | None, criterion: nn.Module | None,
         **options):
     """LSQ with or without SFP and CSD; ``options`` are convert's."""
 
-    def build(model: nn.Module, x: Tensor, y: Tensor) -> Step:
+    def build(model: nn.Module, x: Tensor, y: Tensor) -> TrainStep:
         student = copy.deepcopy(model)
         fpq_plugin.convert(student, perturbation=perturbation, **options)
         fpq_plugin.calibrate(student, [x])
@@ -73,15 +68,20 @@ def fpq(perturbation: dict | None, criterion: nn.Module | None,
         if criterion is not None:
             distiller = fpq_plugin.Distiller(student, copy.deepcopy(model),
                                              criterion)
-        return _step(student, x, y, distiller)
+        return TrainStep(student, x, y, distiller)
 
     return build
+
+
+def compiled(build: Builder) -> Builder:
+    """The same step through ``torch.compile``."""
+    return lambda model, x, y: build(model, x, y).compile()
 
 
 def torch_ao(quantizer: type[nn.Module]):
     """FPQ's layers with one of torch.ao's fake quantizers in them."""
 
-    def build(model: nn.Module, x: Tensor, y: Tensor) -> Step:
+    def build(model: nn.Module, x: Tensor, y: Tensor) -> TrainStep:
         student = copy.deepcopy(model)
         fpq_plugin.convert(student)
         layers = quantized_layers(student).values()
@@ -106,12 +106,12 @@ def torch_ao(quantizer: type[nn.Module]):
         student.to(x.device)
         if quantizer is _LearnableFakeQuantize:
             _learn_scales_from(student, layers, x)
-        return _step(student, x, y)
+        return TrainStep(student, x, y)
 
     return build
 
 
-def brevitas(model: nn.Module, x: Tensor, y: Tensor) -> Step:
+def brevitas(model: nn.Module, x: Tensor, y: Tensor) -> TrainStep:
     """Brevitas's stock W4A4: its layers with its default quantizers."""
     from brevitas import nn as qnn
     from brevitas.quant import Int8ActPerTensorFloat, Int8WeightPerChannelFloat
@@ -139,10 +139,10 @@ def brevitas(model: nn.Module, x: Tensor, y: Tensor) -> Step:
                 setattr(module, name, swapped(child))
     student.to(x.device)
     student(x)  # starts the scales
-    return _step(student, x, y)
+    return TrainStep(student, x, y)
 
 
-VARIANTS: dict[str, Callable[[nn.Module, Tensor, Tensor], Step]] = {
+VARIANTS: dict[str, Builder] = {
     'FP': full_precision,
     'FP + teacher (floor)': floor,
     'LSQ': fpq(None, None),
@@ -157,6 +157,11 @@ VARIANTS: dict[str, Callable[[nn.Module, Tensor, Tensor], Step]] = {
     'LSQ, torch native op': torch_ao(_LearnableFakeQuantize),
     'torch.ao FakeQuantize': torch_ao(FakeQuantize),
     'Brevitas W4A4': brevitas,
+    **PEERS,
+    'FP, compiled': compiled(full_precision),
+    'floor, compiled': compiled(floor),
+    'LSQ, compiled': compiled(fpq(None, None)),
+    'FPQ, compiled': compiled(fpq(SFP, fpq_plugin.CSDLoss())),
 }
 
 
@@ -169,17 +174,3 @@ def _learn_scales_from(student: nn.Module, layers, x: Tensor) -> None:
         student(x)
     for quantizer in quantizers:
         quantizer.enable_param_learning()
-
-
-def _step(model: nn.Module, x: Tensor, y: Tensor,
-          distiller: fpq_plugin.Distiller | None = None) -> Step:
-    model.train()
-
-    def step() -> None:
-        model.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(model(x), y)
-        if distiller is not None:
-            loss = loss + distiller.loss()
-        loss.backward()
-
-    return step

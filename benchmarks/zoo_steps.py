@@ -65,8 +65,10 @@ class StepRecord(Hook):
 
 
 def drop_pretrained(node: object) -> None:
-    """Remove ``init_cfg`` that would download weights."""
+    """Remove ``init_cfg``, or mmseg's ``pretrained``, that would download."""
     if isinstance(node, dict):
+        if isinstance(node.get('pretrained'), str):
+            node.pop('pretrained')
         init = node.get('init_cfg')
         if isinstance(init, dict) and init.get('type') == 'Pretrained':
             node.pop('init_cfg')
@@ -171,6 +173,8 @@ def fit_statistics(runner: Runner) -> None:
     for norm in norms:
         norm.momentum = None
     model.train()
+    # YOLOX's data preprocessor asks for it, as the training loop would tell.
+    runner.message_hub.update_info('iter', runner.iter)
     for batch in Runner.build_dataloader(runner.cfg.train_dataloader):
         data = model.data_preprocessor(batch, True)
         model._run_forward(data, mode='loss')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ def quantizer_state(model: nn.Module) -> dict[str, Tensor]:
     """The part of the model's state dict that belongs to its quantizers."""
     return {
         f'{name}.{key}': value
-        for name, module in model.named_modules()
+        for name, module in _all_names(model)
         if isinstance(module, Quantizer)
         for key, value in module.state_dict().items()
     }
@@ -134,7 +134,7 @@ def refuse_other_quantization(model: nn.Module, state: Mapping[str, Tensor],
     given = quantizer_bits(state)
     own = {
         name: module.num_bits
-        for name, module in model.named_modules()
+        for name, module in _all_names(model)
         if isinstance(module, Quantizer)
     }
     if not given:
@@ -159,6 +159,11 @@ def refuse_other_quantization(model: nn.Module, state: Mapping[str, Tensor],
     if empty:
         raise ValueError(f'{what} has no scales yet for '
                          f'{first_few(empty)}. {mend}')
+
+
+def _all_names(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    # A layer that several places share has a key in the state for each.
+    return model.named_modules(remove_duplicate=False)
 
 
 def _bits(quantizers: Mapping[str, int], name: str) -> str:

@@ -60,6 +60,15 @@ class TwiceHead(LinearClsHead):
         return self.fc(features) + self.fc(-features)
 
 
+@MODELS.register_module()
+class TwoNamesHead(LinearClsHead):
+    """Has its layer under two names, as RTMDet's head has its convs."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.same_fc = self.fc
+
+
 @OPTIM_WRAPPERS.register_module()
 class CPUAutocast(OptimWrapper):
     """mmengine's AmpOptimWrapper without its demand for a GPU."""
@@ -373,6 +382,22 @@ def test_a_shared_layer_called_twice(fpq_config):
     assert len(heads) == 2 * 14
     assert isinstance(runner.model.head.fc, QuantizedLayer)
     assert 'leaves out' not in log_of(cfg_dir(cfg))
+
+
+def test_a_layer_with_two_names(fpq_config, fp, tmp_path):
+    """Its quantizers are under both in the state: saved, held, resumed."""
+    content = load_file(str(fp))
+    state = content['state_dict']
+    state.update({key.replace('fc', 'same_fc'): value
+                  for key, value in state.items() if 'fc' in key})
+    torch.save(content, tmp_path / 'two_names.pth')
+    head = {'model.head.type': 'TwoNamesHead'}
+    train(fpq_config(load_from=str(tmp_path / 'two_names.pth'), **head))
+    saved = tmp_path / 'run/epoch_1.pth'
+    assert 'head.same_fc.weight_quantizer.scale' in weights(saved)
+    runner = train(fpq_config(load_from=None, resume=True, **head, **{
+        'train_cfg.max_epochs': 2}))
+    assert runner.epoch == 2
 
 
 def test_the_clock_has_the_runs_seed_and_rank(fpq_config):
