@@ -41,7 +41,7 @@ DOCS = [
 ]
 DEV = [
     'mmcv-lite>=2.2.0', 'pytest', 'pytest-xdist', 'hypothesis',
-    'scikit-learn', 'ruff', 'build>=1.2,<2', 'mypy>=2.4,<3'
+    'scikit-learn', 'ruff', 'build>=1.2,<2', 'mypy>=2.4,<3', 'tox>=4.20,<5',
 ]
 
 setup(

@@ -1,14 +1,19 @@
 """mmengine's checkpoints load; versions that cannot work are refused."""
 
+import os
 import re
+import subprocess
+import sys
 from importlib.metadata import requires, version
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from runs import ROOT
 
-from fpq_plugin.compat import RANGES, load_file, refuse_unfit, unfit
+from fpq_plugin.compat import RANGES, refuse_unfit, unfit
+from fpq_plugin.safe_loading import load_file
 
 
 def test_a_checkpoint_with_mmengines_own_types_loads(tmp_path):
@@ -90,6 +95,31 @@ def test_the_installed_versions_are_looked_up(monkeypatch):
     monkeypatch.setitem(RANGES, 'mmengine', ('99', None))
     with pytest.raises(ImportError, match=version('mmengine')):
         refuse_unfit('torch', 'mmengine')
+
+
+def test_a_torchvision_of_another_torch_is_named(tmp_path):
+    package = tmp_path / 'torchvision'
+    package.mkdir()
+    (package / '__init__.py').write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, '-c', 'import fpq_plugin'], cwd=ROOT,
+        env={**os.environ, 'PYTHONPATH': path}, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == (
+        f'ImportError: torchvision {version("torchvision")} cannot be '
+        f'imported with torch {torch.__version__} (operator torchvision::nms '
+        'does not exist): install both together, from one index: pip install '
+        "'torch==X' torchvision")
+
+
+def test_the_page_of_bad_stacks_quotes_the_code():
+    text = (ROOT / 'docs/stacks.md').read_text()
+    rows = re.findall(r'^\| (\w.* \d.*?) \| `(.*)` \|$', text, re.MULTILINE)
+    assert len(rows) >= 5
+    for versions, message in rows:
+        assert unfit(dict(part.split(' ') for part in versions.split(', '))
+                     ) == message
 
 
 def test_the_package_asks_for_the_same_versions():

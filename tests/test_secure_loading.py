@@ -14,8 +14,8 @@ from runs import config, train
 
 from fpq_plugin import load_model
 from fpq_plugin.analysis.__main__ import main as analyse
-from fpq_plugin.compat import load_file
 from fpq_plugin.export.checkpoint import export_checkpoint
+from fpq_plugin.safe_loading import load_file
 
 REASON = r'read safely: it holds \w+\.mkdir, .* If you trust the file, save'
 
