@@ -4,7 +4,10 @@ Importing this package registers :class:`FPQHook`, :class:`CSDLoss`,
 :class:`StochasticFeaturePerturbation` and the fake quantizers with MMEngine.
 """
 
-from . import compat  # isort: split  (refuses stacks that cannot work)
+from . import (
+                     compat,  # isort: split  (refuses stacks that cannot work)
+                     safe_loading,
+)
 from .calibrate import calibrate
 from .convert import convert, to_float
 from .distill import Distiller
@@ -17,10 +20,10 @@ from .hooks import (
 )
 from .inference import load_model
 from .layers import (
-                      QuantizedLayer,
-                      register_attention,
-                      register_layer,
-                      register_weight_reader,
+                     QuantizedLayer,
+                     register_attention,
+                     register_layer,
+                     register_weight_reader,
 )
 from .losses import CSDLoss, LogitKD
 from .param_groups import param_groups
@@ -37,8 +40,8 @@ from .quantizers import (
 from .version import __version__
 from .weight_perturb import StochasticWeightPerturbation
 
-compat.allow_mmengine_checkpoints()
-compat.read_checkpoints_as_data()
+safe_loading.allow_mmengine_checkpoints()
+safe_loading.read_checkpoints_as_data()
 compat.allow_launch_without_accelerator()
 
 __all__ = [
