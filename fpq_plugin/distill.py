@@ -265,7 +265,8 @@ class Distiller:
     def _take(self, name: str, output: Any, teacher_map: Tensor,
               axis: int) -> Tensor | None:
         """Take one call's losses; what the model goes on with, if other."""
-        values, out = _values(output), None
+        values: Tensor = _values(output)
+        out: Any = None
         cloned = name in self._overwritten
         criteria = [
             criterion for criterion in self.criteria

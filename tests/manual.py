@@ -76,8 +76,9 @@ def train_two_iterations(block: Block, folder: Path) -> None:
             pipeline=cfg.train_dataloader.dataset.pipeline)
     init_default_scope(cfg.default_scope)
     cfg.load_from = str(folder / 'full_precision.pth')
-    torch.save(
-        dict(state_dict=MODELS.build(cfg.model).state_dict()), cfg.load_from)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    torch.save(dict(state_dict=model.state_dict()), cfg.load_from)
     assert train(cfg).iter == 2
 
 

@@ -48,7 +48,7 @@ def _identity(x: Tensor) -> Tensor:
 def _replaced(quantizers: Sequence[Quantizer],
               marked: bool) -> Iterator[None]:
     for number, quantizer in enumerate(quantizers):
-        quantizer.forward = (
+        quantizer.forward = (  # type: ignore[method-assign]
             partial(_mark, number) if marked else _identity)
     try:
         yield
