@@ -10,4 +10,5 @@ from pathlib import Path
 _ROOT = Path(os.environ.get('PYENV_ROOT', Path.home() / '.pyenv'))
 _FOUND = sorted(path.name for path in _ROOT.glob('versions/3.*'))
 if _FOUND:
+    os.environ.setdefault('PYENV_ROOT', str(_ROOT))
     os.environ.setdefault('PYENV_VERSION', ':'.join(reversed(_FOUND)))
