@@ -34,9 +34,14 @@ ANALYSIS = [
     'curvlinops-for-pytorch>=3.0.1,<4',
     'matplotlib',
 ]
+DOCS = [
+    'sphinx>=7.4,<10',
+    'myst-parser>=4,<6',
+    'sphinx-rtd-theme>=3,<4',
+]
 DEV = [
     'mmcv-lite>=2.2.0', 'pytest', 'pytest-xdist', 'hypothesis',
-    'scikit-learn', 'ruff'
+    'scikit-learn', 'ruff', 'build>=1.2,<2', 'mypy>=2.4,<3', 'tox>=4.20,<5',
 ]
 
 setup(
@@ -49,7 +54,11 @@ setup(
     python_requires='>=3.10,<3.14',
     packages=find_packages(
         include=['fpq_plugin*', 'brevitas_adapters*', 'mm_configs*']),
-    package_data={'mm_configs': ['**/*.py']},
+    package_data={
+        'fpq_plugin': ['py.typed'],
+        'brevitas_adapters': ['py.typed'],
+        'mm_configs': ['**/*.py'],
+    },
     install_requires=['torch>=2.1', 'mmengine>=0.10.7', 'numpy', 'rich'],
     extras_require=dict(
         mmpretrain=MMPRETRAIN,
@@ -57,9 +66,10 @@ setup(
         export=EXPORT,
         sam=SAM,
         analysis=ANALYSIS,
+        docs=MMPRETRAIN + BREVITAS + ANALYSIS + DOCS,
         dev=MMPRETRAIN + BREVITAS + SAM + ANALYSIS + DEV),
     classifiers=[
-        'License :: OSI Approved :: Apache Software License',
         'Programming Language :: Python :: 3',
+        'Typing :: Typed',
     ],
 )

@@ -4,7 +4,12 @@ Importing this package registers the backend 'brevitas'; ``FPQHook`` and
 ``fpq_plugin.convert`` import it when a config asks for that backend.
 """
 
+# ruff: noqa: E402
 from importlib.util import find_spec
+
+from fpq_plugin.compat import refuse_unfit
+
+refuse_unfit('brevitas')
 
 from .adopt import adopt, float_twin
 from .backend import register_injector

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from typing import Any
 
 from brevitas.nn import QuantConv2d, QuantLinear
 from brevitas.proxy import ActQuantProxyFromInjector
@@ -68,7 +69,7 @@ def adopt(model: nn.Module, perturbation: dict | None = None) -> None:
                           tensor_quant_of(layer, False), False))
         for name, layer in layers.items()
     }
-    outside = {
+    outside: dict[str, Any] = {
         name: _quantizer(name, proxy, proxy,
                          proxy.fused_activation_quant_proxy.tensor_quant,
                          False)

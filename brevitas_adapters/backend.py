@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from brevitas.inject import ExtendedInjector
 from brevitas.inject.enum import QuantType
 from brevitas.proxy import (
@@ -48,7 +50,7 @@ def register_injector(
         raise ValueError(f'{injector.__name__}: FPQ takes quantizers whose '
                          'proxy_class is WeightQuantProxyFromInjector or '
                          f'ActQuantProxyFromInjector, not {proxy.__name__}')
-    quantizer = type(injector.__name__, (StockQuantizer, ),
+    quantizer: Any = type(injector.__name__, (StockQuantizer, ),
                      dict(__doc__=injector.__doc__))
     # After the class is made: ABCMeta cannot look into an injector.
     quantizer.injector = injector

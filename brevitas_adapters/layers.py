@@ -128,7 +128,7 @@ class BrevitasInProjection(BrevitasLayer, QuantWeightBiasInputOutputLayer,
     def inner_forward_impl(self, x: Tensor | QuantTensor,
                            quant_weight: Tensor | QuantTensor,
                            quant_bias: Tensor | QuantTensor | None) -> Tensor:
-        return linear_rows(*map(_value, (x, quant_weight, quant_bias)),
+        return linear_rows(_value(x), _value(quant_weight), _value(quant_bias),
                            self._rows)
 
 

@@ -115,11 +115,12 @@ class LayerTensorQuant(TensorQuant):
         self._layer = [layer]
 
     @property
-    def quantizer(self) -> Quantizer:
+    def quantizer(self) -> Quantizer:  # type: ignore[override]
         layer, = self._layer
         return (layer.weight_quantizer
                 if self.of_weight else layer.input_quantizer)
 
     @property
-    def perturbation(self) -> StochasticFeaturePerturbation | None:
+    def perturbation(  # type: ignore[override]
+            self) -> StochasticFeaturePerturbation | None:
         return self._layer[0].perturbation

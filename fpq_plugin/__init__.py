@@ -4,11 +4,11 @@ Importing this package registers :class:`FPQHook`, :class:`CSDLoss`,
 :class:`StochasticFeaturePerturbation` and the fake quantizers with MMEngine.
 """
 
-from .calibrate import calibrate
-from .compat import (
-                     allow_launch_without_accelerator,
-                     allow_mmengine_checkpoints,
+from . import (
+                     compat,  # isort: split  (refuses stacks that cannot work)
+                     safe_loading,
 )
+from .calibrate import calibrate
 from .convert import convert, to_float
 from .distill import Distiller
 from .hooks import (
@@ -20,10 +20,10 @@ from .hooks import (
 )
 from .inference import load_model
 from .layers import (
-                      QuantizedLayer,
-                      register_attention,
-                      register_layer,
-                      register_weight_reader,
+                     QuantizedLayer,
+                     register_attention,
+                     register_layer,
+                     register_weight_reader,
 )
 from .losses import CSDLoss, LogitKD
 from .param_groups import param_groups
@@ -40,8 +40,9 @@ from .quantizers import (
 from .version import __version__
 from .weight_perturb import StochasticWeightPerturbation
 
-allow_mmengine_checkpoints()
-allow_launch_without_accelerator()
+safe_loading.allow_mmengine_checkpoints()
+safe_loading.read_checkpoints_as_data()
+compat.allow_launch_without_accelerator()
 
 __all__ = [
     'BaseFakeQuantize', 'CSDLoss', 'Distiller', 'DoReFaFakeQuantize',

@@ -60,7 +60,7 @@ def get_backend(name: str) -> Backend:
         except ModuleNotFoundError as error:
             raise ImportError(
                 f'backend: {name!r} needs a package that is not installed '
-                f"({error.name.partition('.')[0]}): "
+                f"({str(error.name).partition('.')[0]}): "
                 f"pip install 'fpq-openmmlab[{name}]'"
             ) from error
     if name not in _BACKENDS:

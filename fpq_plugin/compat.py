@@ -1,108 +1,118 @@
 """Differences between versions of torch and mmengine, and their mends.
 
-Each function says whose fault it mends and where it does nothing. They run
-when :mod:`fpq_plugin` is imported, which the config's ``custom_imports`` does
-before a Runner exists.
+Everything that depends on a version is here. Each part says whose fault it
+mends and where it does nothing. Importing :mod:`fpq_plugin`, which the
+config's ``custom_imports`` does before a Runner exists, imports this first.
 """
 
 from __future__ import annotations
 
-import codecs
-import os
-import pickle
-from collections import Counter, OrderedDict
-from types import SimpleNamespace
+import inspect
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from mmengine.utils import digit_version
 
-_WEIGHTS_ONLY_TAKES_NAMES = digit_version(
-    torch.__version__) >= digit_version('2.6.0')
+RANGES: dict[str, tuple[str, str | None]] = {
+    'torch': ('2.1', None),
+    'mmengine': ('0.10.7', None),
+    # The adapters use what Brevitas does not promise to keep.
+    'brevitas': ('0.13.4', '0.14'),
+}
+"""From which version on, and below which, a package is known to work."""
 
 
-def _types_of_mmengine() -> dict[str, Any]:
-    """What mmengine 0.10.7's checkpoints hold besides weights, by name.
+def unfit(versions: dict[str, str]) -> str | None:
+    """Why FPQ cannot work with these versions, and which would do.
 
-    That is its message hub: numpy scalars and arrays, and ``HistoryBuffer``,
-    which pickles its own methods through ``builtins.getattr``. In place of
-    ``getattr`` stands a function that gives HistoryBuffer's public names and
-    nothing else.
+    Args:
+        versions (dict[str, str]): From package to version.
+
+    Returns:
+        str | None: The reason and the mend; None if they fit.
     """
-    import numpy as np
-    from mmengine.logging import HistoryBuffer
-
-    def getattr_of_history_buffer(owner: type, name: str):
-        if owner is not HistoryBuffer or name.startswith('_'):
-            raise pickle.UnpicklingError(
-                f'a checkpoint may not read {name!r} of {owner!r}')
-        return getattr(owner, name)
-
-    allowed = {
-        'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
-        'builtins.getattr': getattr_of_history_buffer,
-        'numpy.ndarray': np.ndarray,
-        'numpy.dtype': np.dtype,
-    }
-    # numpy 1.26 has both, but its _core is a stub.
-    core = np.core if np.__version__.startswith('1.') else np._core
-    for name in ('_reconstruct', 'scalar'):
-        for package in ('numpy.core', 'numpy._core'):
-            allowed[f'{package}.multiarray.{name}'] = getattr(
-                core.multiarray, name)
-    for kind in ('float16', 'float32', 'float64', 'int8', 'int16', 'int32',
-                 'int64', 'uint8', 'uint16', 'uint32', 'uint64', 'bool'):
-        dtype = type(np.dtype(kind))
-        allowed[f'{dtype.__module__}.{dtype.__qualname__}'] = dtype
-    return allowed
+    for name, found in versions.items():
+        low, high = RANGES.get(name, ('0', None))
+        wanted = f'{name}>={low}' + (f',<{high}' if high else '')
+        if digit_version(found) < digit_version(low) or (
+                high and digit_version(found) >= digit_version(high)):
+            return (f'FPQ does not work with {name} {found}: '
+                    f"pip install '{wanted}'")
+    # torch <= 2.2 was built for numpy 1: "Numpy is not available".
+    if ('torch' in versions and 'numpy' in versions
+            and digit_version(versions['torch']) < digit_version('2.3')
+            and digit_version(versions['numpy']) >= digit_version('2.0')):
+        return (f'torch {versions["torch"]} does not work with numpy '
+                f"{versions['numpy']}: pip install 'numpy<2', or torch>=2.3")
+    return None
 
 
-def allow_mmengine_checkpoints() -> None:
-    """Let torch >= 2.6 read mmengine's own checkpoints, and nothing more.
+def refuse_unfit(*packages: str) -> None:
+    """Stop where the installed versions cannot work.
 
-    ``torch.load`` refuses unlisted types there, so that mmengine's test and
-    resume fail on its own files. Older versions load anything.
+    Raises:
+        ImportError: Naming the versions that do.
     """
-    if _WEIGHTS_ONLY_TAKES_NAMES:
-        torch.serialization.add_safe_globals(
-            [(value, name) for name, value in _types_of_mmengine().items()])
+    reason = unfit(
+        {name: import_module(name).__version__ for name in packages})
+    if reason is not None:
+        raise ImportError(reason)
 
 
-def _load_safely(path: str) -> Any:
-    """``torch.load`` that runs no code of the file."""
-    if _WEIGHTS_ONLY_TAKES_NAMES:
-        return torch.load(path, map_location='cpu', weights_only=True)
-    # torch < 2.6: weights_only exists, but takes no further types.
-    allowed = {
-        '_codecs.encode': codecs.encode,
-        # MultiStepLR's milestones.
-        'collections.Counter': Counter,
-        'collections.OrderedDict': OrderedDict,
-        'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
-        'torch._utils._rebuild_parameter': torch._utils._rebuild_parameter,
-        'torch.Size': torch.Size,
-        'torch.device': torch.device,
-        **_types_of_mmengine()
-    }
+def refuse_broken_torchvision() -> None:
+    """Stop where torchvision is installed for another build of torch.
 
-    class Unpickler(pickle.Unpickler):
+    OpenMMLab's packages import it, and then fail far from the cause. Without
+    torchvision, plain PyTorch models can be trained.
 
-        def find_class(self, module: str, name: str) -> Any:
-            # Protocol 2 has Python 2's module names.
-            module = 'builtins' if module == '__builtin__' else module
-            if f'{module}.{name}' not in allowed:
-                raise pickle.UnpicklingError(f'unsupported {module}.{name}')
-            return allowed[f'{module}.{name}']
+    Raises:
+        ImportError: Naming both versions.
+    """
+    if find_spec('torchvision') is None:
+        return
+    try:
+        import_module('torchvision')
+    except Exception as error:
+        raise ImportError(
+            f'torchvision {version("torchvision")} cannot be imported with '
+            f'torch {torch.__version__} ({error}): install both together, '
+            "from one index: pip install 'torch==X' torchvision") from error
 
-    def load(file: Any, **options: Any) -> Any:
-        return Unpickler(file, **options).load()
 
-    return torch.load(
-        path,
-        map_location='cpu',
-        weights_only=False,
-        pickle_module=SimpleNamespace(
-            __name__='safe_pickle', Unpickler=Unpickler, load=load))
+refuse_unfit('torch', 'mmengine', 'numpy')
+refuse_broken_torchvision()
+
+_torch_version = digit_version(torch.__version__)
+
+# weights_only takes further types since 2.4, with other names since 2.6.
+WEIGHTS_ONLY_TAKES_NAMES = _torch_version >= digit_version('2.6.0')
+
+# torch.compiler has it since 2.3.
+is_compiling = (
+    torch.compiler.is_compiling if _torch_version >= digit_version('2.3') else
+    import_module('torch._dynamo').is_compiling)
+
+HAS_CUSTOM_OPS = hasattr(torch.library, 'custom_op')
+"""Since torch 2.4; before it SFP breaks a graph that torch.compile traces."""
+
+
+def onnx_tracer_options() -> dict[str, Any]:
+    """Options of ``torch.onnx.export`` that ask for the exporter by tracing.
+
+    The other one, the default since torch 2.9, needs onnxscript and knows no
+    operators of ours. torch 2.1 has no such option.
+    """
+    known = inspect.signature(torch.onnx.export).parameters
+    return dict(dynamo=False) if 'dynamo' in known else {}
+
+
+def onednn_qconv2d() -> Any:
+    """oneDNN's int8 convolution: ``qconv2d_pointwise`` until torch 2.6."""
+    onednn = torch.ops.onednn
+    return getattr(onednn, 'qconv_pointwise', None) or onednn.qconv2d_pointwise
 
 
 def allow_launch_without_accelerator() -> None:
@@ -130,35 +140,3 @@ def allow_launch_without_accelerator() -> None:
 
     dist_utils._init_dist_pytorch = init_gloo
     MMDistributedDataParallel.__init__ = init_on_cpu
-
-
-def load_file(path: str) -> dict:
-    """Read a checkpoint without running code in it.
-
-    Args:
-        path (str): File, URL or any name that mmengine's loader knows.
-
-    Returns:
-        dict: The checkpoint, on the CPU.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a checkpoint, or holds more than weights.
-    """
-    from mmengine.runner import CheckpointLoader
-
-    if '://' in path:
-        return CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'no file {path!r}')
-    try:
-        content = _load_safely(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError,
-            KeyError) as error:
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f'{path!r} is not a checkpoint that can be read '
-                         f'safely: {why}') from error
-    if not isinstance(content, dict):
-        raise ValueError(f'{path!r} holds a {type(content).__name__}, not a '
-                         'checkpoint')
-    return content

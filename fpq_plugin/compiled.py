@@ -30,10 +30,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-try:
-    from torch.compiler import is_compiling
-except ImportError:  # torch 2.1 and 2.2
-    from torch._dynamo import is_compiling
+from .compat import is_compiling
 
 MIN_ELEMENTS = 2**8
 """Below this a toy model would wait for a compiler that it never repays."""
@@ -131,7 +128,7 @@ class CompiledFunction:
         _report.count += 1
         _report.seconds += time.perf_counter() - start
         print_log(
-            f'compiled {self.__name__}: {_report.count} compilations, '
+            f'compiled {self.plain.__name__}: {_report.count} compilations, '
             f'{_report.seconds:.1f} s in all',
             'current',
             level=logging.DEBUG)
@@ -186,8 +183,8 @@ def _kind(arg: Any) -> Any:
 
 def _example(x: Tensor) -> Tensor:
     """A tensor to trace with: sizes differ, so none are taken for equal."""
-    sizes = next((s for s in _SIZES if len(s) == x.dim()), ())
-    sizes = [1 if n == 1 else size for n, size in zip(x.shape, sizes)]
+    usual = next((list(s) for s in _SIZES if len(s) == x.dim()), [])
+    sizes = [1 if n == 1 else size for n, size in zip(x.shape, usual)]
     swap = not x.is_contiguous()
     if swap:
         sizes[-2:] = sizes[:-3:-1]

@@ -25,9 +25,10 @@ from .options import OFF_BITS, build, refuse_unknown, resolve
 from .patterns import matches, refuse_no_patterns, refuse_unmatched
 from .perturb import StochasticFeaturePerturbation
 
-DEFAULT_WEIGHT = dict(type='LSQFakeQuantize', bits=4)
-DEFAULT_ACTIVATION = dict(type='LSQFakeQuantize', bits=4)
-DEFAULT_PERTURBATION = dict(type='StochasticFeaturePerturbation', p=0.1)
+DEFAULT_WEIGHT: dict[str, Any] = dict(type='LSQFakeQuantize', bits=4)
+DEFAULT_ACTIVATION: dict[str, Any] = dict(type='LSQFakeQuantize', bits=4)
+DEFAULT_PERTURBATION: dict[str, Any] = dict(
+    type='StochasticFeaturePerturbation', p=0.1)
 _PARTS = ('weight', 'activation', 'perturbation')
 
 
@@ -153,11 +154,11 @@ def _convert(model: nn.Module, base: dict[str, Any],
              first_last_bits: int | None, skip: Sequence[str],
              overrides: Mapping[str, dict], target: Backend) -> dict[str, str]:
     """Swap the layers; the reason for each one's bits."""
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if quantized_type(module, target) is not None
-    }
+    layers, kinds = {}, {}
+    for name, module in model.named_modules():
+        kind = quantized_type(module, target)
+        if kind is not None:
+            layers[name], kinds[name] = module, kind
     if not layers:
         found = Counter(type(m).__name__ for m in model.modules())
         raise ValueError(
@@ -173,7 +174,7 @@ def _convert(model: nn.Module, base: dict[str, Any],
         raise ValueError('nothing to quantize: skip and overrides leave out '
                          'every layer')
     # All quantizers are built before the first swap: an error changes nothing.
-    built = {name: _build(name, layers[name], plan, target)
+    built = {name: _build(name, layers[name], kinds[name], plan, target)
              for name, (plan, _) in plans.items()}
     clock = NoiseClock()
     for number, (name, parts) in enumerate(built.items()):
@@ -181,7 +182,7 @@ def _convert(model: nn.Module, base: dict[str, Any],
             continue
         if parts[2] is not None:
             parts[2].place(clock, number)
-        quantized_type(layers[name], target).swap(layers[name], *parts)
+        kinds[name].swap(layers[name], *parts)
     if any(parts[2] is not None for parts in built.values()):
         model.register_forward_pre_hook(clock.tick)
     return {name: why for name, (_, why) in plans.items()}
@@ -305,15 +306,15 @@ def _default_type(part: str) -> str:
             if part == 'perturbation' else DEFAULT_WEIGHT)['type']
 
 
-def _build(name: str, layer: nn.Module, plan: dict[str, Any],
-           backend: Backend) -> tuple:
+def _build(name: str, layer: nn.Module, kind: type[QuantizedLayer],
+           plan: dict[str, Any], backend: Backend) -> tuple:
     def part(key: str, **defaults: Any) -> nn.Module | None:
         if plan[key] is None:
             return None
         return build(f'{key} of {name}', plan[key], backend.registry(key),
                      **defaults)
 
-    axis = quantized_type(layer, backend).weight_axis
+    axis = kind.weight_axis
     weight = part('weight', symmetric=True, per_channel=True, ch_axis=axis,
                   num_channels=layer.weight.shape[axis])
     activation = part('activation')

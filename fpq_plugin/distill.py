@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .compiled import is_compiling
+from .compat import is_compiling
 from .layers import quantized_layers, route, unroute
 from .patterns import matches
 
@@ -265,7 +265,8 @@ class Distiller:
     def _take(self, name: str, output: Any, teacher_map: Tensor,
               axis: int) -> Tensor | None:
         """Take one call's losses; what the model goes on with, if other."""
-        values, out = _values(output), None
+        values: Tensor = _values(output)
+        out: Any = None
         cloned = name in self._overwritten
         criteria = [
             criterion for criterion in self.criteria

@@ -10,7 +10,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import HOOKS, MODELS, init_default_scope
 from torch import nn
 
-from .compat import load_file
+from .safe_loading import load_file
 from .state import (
     bare_state,
     float_state,

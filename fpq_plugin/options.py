@@ -18,7 +18,8 @@ def known_options(cls: type) -> list[str]:
     for base in cls.__mro__:
         if '__init__' not in vars(base) or base is nn.Module:
             continue
-        parameters = inspect.signature(base.__init__).parameters.values()
+        made_by = inspect.signature(vars(base)['__init__'])
+        parameters = made_by.parameters.values()
         names += [
             p.name for p in parameters
             if p.name != 'self'
@@ -108,7 +109,7 @@ def build(key: str,
         raise ValueError(f'{key}: {error}') from error
 
 
-def _find(kind: str | type, registry: Registry) -> type | None:
+def _find(kind: str | type, registry: Registry) -> Any:
     return registry.get(kind) if isinstance(kind, str) else kind
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from typing import Any
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -20,7 +21,7 @@ def matches(name: str, pattern: str) -> bool:
                          len(parts) + 1))
 
 
-def refuse_no_patterns(key: str, patterns: object) -> None:
+def refuse_no_patterns(key: str, patterns: Any) -> None:
     """Refuse what is not a list of patterns.
 
     Raises:

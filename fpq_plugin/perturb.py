@@ -7,7 +7,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from . import perturb_op
-from .compiled import is_compiling
+from .compat import HAS_CUSTOM_OPS, is_compiling
 from .noise_clock import NoiseClock, in_backward, mix
 from .numeric import is_number
 
@@ -66,7 +66,8 @@ class StochasticFeaturePerturbation(nn.Module):
         """Give the draws their clock and the layer's number in the model."""
         self.clock = clock
         self.layer = layer
-        self._seeks = self._ticks = None
+        self._seeks: int | None = None
+        self._ticks: int | None = None
         self._calls = 0  # in this iteration
         self._calls_now = 0  # in this forward
 
@@ -95,7 +96,7 @@ class StochasticFeaturePerturbation(nn.Module):
         return quantizer.step()
 
     def _perturbed(self, x: Tensor, step: Tensor) -> Tensor:
-        if is_compiling() and perturb_op.AVAILABLE:
+        if is_compiling() and HAS_CUSTOM_OPS:
             return perturb_op.perturb(x, step, self._number)
         return self.perturb_now(x, step)
 

@@ -12,8 +12,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-AVAILABLE = hasattr(torch.library, 'custom_op')
-"""torch 2.4 or later; before it SFP breaks a traced graph."""
+from .compat import HAS_CUSTOM_OPS
 
 _layers: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
 _numbers = count()
@@ -31,7 +30,7 @@ def _perturb(x: Tensor, step: Tensor, number: int) -> Tensor:
     return x.clone() if out is x else out
 
 
-if AVAILABLE:
+if HAS_CUSTOM_OPS:
     perturb = torch.library.custom_op(
         'fpq::perturb', _perturb, mutates_args=(),
         schema='(Tensor x, Tensor step, int number) -> Tensor')

@@ -10,8 +10,8 @@ import os.path as osp
 import torch
 from torch import nn
 
-from .compat import load_file
 from .convert import to_float
+from .safe_loading import load_file
 from .state import (
     bare_state,
     float_state,

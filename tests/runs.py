@@ -15,7 +15,7 @@ from mmengine import Config
 from mmengine.runner import Runner
 from sklearn.datasets import load_digits
 
-from fpq_plugin.compat import load_file
+from fpq_plugin.safe_loading import load_file
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'mm_configs'

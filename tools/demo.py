@@ -56,7 +56,19 @@ def curve(folder: Path) -> list[float]:
     return [row['accuracy/top1'] for row in rows if 'accuracy/top1' in row]
 
 
-def run(name: str, out: Path, env: dict[str, str]) -> dict:
+def shortened(name: str, out: Path, epochs: int | None) -> dict:
+    """Options that end a run, and the one it starts from, earlier."""
+    if epochs is None:
+        return {}
+    options = {'train_cfg.max_epochs': epochs,
+               'param_scheduler.T_max': epochs}
+    if name != 'FP':
+        options['load_from'] = f'{out}/{RUNS["FP"]}/epoch_{epochs}.pth'
+    return options
+
+
+def run(name: str, out: Path, env: dict[str, str],
+        epochs: int | None) -> dict:
     """Train and test one of RUNS; its row of the table."""
     from mmengine import Config
     from mmengine.registry import HOOKS, MODELS, init_default_scope
@@ -65,13 +77,17 @@ def run(name: str, out: Path, env: dict[str, str]) -> dict:
 
     config, folder = RUNS[name], out / RUNS[name]
     cfg = Config.fromfile(str(CONFIGS / f'{config}.py'))
+    options = shortened(name, out, epochs)
+    cfg.merge_from_dict(options)
     made_by = f'{__version__}\n{cfg.pretty_text}'
     kept = folder / 'row.json'
     if kept.is_file() and json.loads(kept.read_text())['by'] == made_by:
         print(f'{name}: kept from {folder}; remove that to run it again')
         return json.loads(kept.read_text())['row']
     start = time.time()
-    mim('train', config, env, '--work-dir', str(folder))
+    changed = [f'{key}={value}' for key, value in options.items()]
+    mim('train', config, env, '--work-dir', str(folder),
+        *(['--cfg-options', *changed] if changed else []))
     minutes = (time.time() - start) / 60
     epochs = cfg.train_cfg.max_epochs
     tested = mim('test', config, env, '--checkpoint',
@@ -81,9 +97,9 @@ def run(name: str, out: Path, env: dict[str, str]) -> dict:
     model = MODELS.build(cfg.model)
     bits, size = 'float32', sum(p.numel() for p in model.parameters()) * 4
     if 'fpq' in cfg.default_hooks:
-        options = cfg.default_hooks.fpq
-        table = HOOKS.build(options).convert(model)
-        bits = f'W{options.weight.bits}A{options.activation.bits}'
+        fpq = cfg.default_hooks.fpq
+        table = HOOKS.build(fpq).convert(model)
+        bits = f'W{fpq.weight.bits}A{fpq.activation.bits}'
         size += table.weight_bytes() - 4 * sum(
             torch.Size(row.shape).numel() for row in table)
     row = dict(
@@ -111,7 +127,7 @@ def verdict(rows: dict[str, dict]) -> str:
             'difference on 10,000 test images.')
 
 
-def report(rows: dict[str, dict], out: Path) -> str:
+def report(rows: dict[str, dict], out: Path, command: str) -> str:
     """The table as text; written with the figures and the picture."""
     lines = [
         f'{"method":8}{"top-1 %":>9}{"epochs":>8}{"minutes":>9}  '
@@ -128,7 +144,7 @@ def report(rows: dict[str, dict], out: Path) -> str:
     (out / 'results.json').write_text(
         json.dumps(
             dict(
-                command='make demo',
+                command=command,
                 torch=torch.__version__,
                 threads=torch.get_num_threads(),
                 rows=list(rows.values())),
@@ -152,7 +168,8 @@ def draw(rows: dict[str, dict], path: Path) -> None:
                   label=f'{name} {row["bits"]}: {row["top1"]:.2f} %')
     axes.axhline(rows['FP']['top1'], color='0.6', linestyle=':', zorder=0)
     axes.axvline(full + 0.5, color='0.8', zorder=0)
-    axes.set_ylim(min(min(r['curve'][1:]) for r in rows.values()) - 1)
+    axes.set_ylim(min(min(r['curve'][1:] or r['curve'])
+                      for r in rows.values()) - 1)
     axes.set_xlabel('epoch (quantized training starts from the FP model)')
     axes.set_ylabel('Fashion-MNIST test top-1, %')
     axes.legend(loc='lower right')
@@ -164,6 +181,8 @@ def main() -> None:
     parser.add_argument('--data', type=Path, required=True,
                         help='folder that holds fashion_mnist/')
     parser.add_argument('--out', type=Path, required=True)
+    parser.add_argument('--epochs', type=int,
+                        help='of each run; default: as its config says')
     args = parser.parse_args()
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -174,8 +193,10 @@ def main() -> None:
     }
     os.environ.update(FPQ_DATA_ROOT=env['FPQ_DATA_ROOT'],
                       FPQ_WORK_DIRS=env['FPQ_WORK_DIRS'])
-    rows = {name: run(name, out, env) for name in RUNS}
-    print('\n' + report(rows, out))
+    rows = {name: run(name, out, env, args.epochs) for name in RUNS}
+    command = ('make demo' if args.epochs is None else
+               f'python tools/demo.py --epochs {args.epochs}')
+    print('\n' + report(rows, out, command))
     print(f'\nwritten: {out}/table.txt, results.json, curves.png')
 
 

@@ -23,7 +23,8 @@ def feature_steps(model: nn.Module, layers: Mapping[str, nn.Module],
     Of a float input it is that of equation (4) at 4 bits, from the range
     over ``batches``.
     """
-    steps, ranges = {}, {}
+    steps: dict[str, Any] = {}
+    ranges: dict[str, Any] = {}
     with ExitStack() as stack:
         for name, layer in layers.items():
             quantizer = _quantizer(layer, 'input_quantizer')

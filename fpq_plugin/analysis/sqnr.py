@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +67,9 @@ def layer_sqnr(model: nn.Module,
             for batch in batches:
                 batch.output(model)
     return {
-        name: LayerSQNR(*(powers[name, part].decibel()
-                          for part in ('weight', 'input', 'output')))
+        name: LayerSQNR(powers[name, 'weight'].decibel(),
+                        powers[name, 'input'].decibel(),
+                        cast(float, powers[name, 'output'].decibel()))
         for name in layers if powers[name, 'output'].signal
     }
 

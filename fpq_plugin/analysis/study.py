@@ -108,7 +108,7 @@ def _measure(subject: Subject, batches: list[MMBatch],
         return value
 
     trace = timed('trace', hessian_trace, settings.probes)
-    result = dict(
+    result: dict[str, Any] = dict(
         family=subject.family,
         epoch=subject.epoch,
         files=subject.files,
@@ -143,7 +143,7 @@ def _layer_rows(subject: Subject, batches: list[MMBatch],
     errors = layer_sqnr(subject.model, batches)
     rows = []
     for name, layer in weighted_layers(subject.model).items():
-        row = dict(name=name, trace=asdict(traces[name]))
+        row: dict[str, Any] = dict(name=name, trace=asdict(traces[name]))
         for part in ('weight', 'input'):
             quantizer = getattr(layer, f'{part}_quantizer', None)
             row[f'{part}_bits'] = getattr(quantizer, 'num_bits', 32)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from mmengine import Config
 from torch import nn
 
-from ..compat import load_file
 from ..inference import load_model
 from ..layers import quantized_layers
+from ..safe_loading import load_file
 
 
 @dataclass

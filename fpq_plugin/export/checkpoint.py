@@ -83,7 +83,7 @@ def image_batches(model: nn.Module, images: int) -> Iterator[Batch]:
 
 
 def _labels(batch: dict[str, Any]) -> torch.Tensor | None:
-    labels = [
+    labels: list[Any] = [
         getattr(sample, 'gt_label', None)
         for sample in batch.get('data_samples') or []
     ]

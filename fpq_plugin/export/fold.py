@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 
@@ -34,7 +36,7 @@ def fold_batch_norm(graph: Graph, weights: dict[str, Integers]) -> None:
 
 def _fold(graph: Graph, conv: onnx.NodeProto, norm: onnx.NodeProto,
           numbers: Integers) -> None:
-    parts = [graph.value(name) for name in norm.input[1:]]
+    parts: list[Any] = [graph.value(name) for name in norm.input[1:]]
     if any(part is None for part in parts) or numbers.zero_point.any():
         return
     gamma, beta, mean, variance = (part.astype(np.float64) for part in parts)
@@ -48,7 +50,7 @@ def _fold(graph: Graph, conv: onnx.NodeProto, norm: onnx.NodeProto,
     fits = numbers.carrier.holds(int(weight.min()), int(weight.max()))
     if not fits or step.min() < np.finfo(np.float32).tiny:
         return
-    bias = graph.value(conv.input[2]) if len(conv.input) > 2 else 0.0
+    bias: Any = graph.value(conv.input[2]) if len(conv.input) > 2 else 0.0
     shift = graph.add_constant(
         ((bias - mean) * gain + beta).astype(np.float32))
     numbers.weight, numbers.step, numbers.axis = weight, step, 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ class Integers:
     high: int
     axis: int | None
     carrier: Carrier
-    weight: np.ndarray | None = None
+    weight: Any = None
 
     def is_full(self) -> bool:
         """Whether its range is that of the type."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import QConfig
 
+from ..compat import onednn_qconv2d
 from ..layers import (
     QuantizedConv2d,
     QuantizedLayer,
@@ -96,7 +97,7 @@ class Int8Conv2d(Int8Layer):
             mode = {'zeros': 'constant'}.get(self.padding_mode,
                                              self.padding_mode)
             x = nn.functional.pad(x, self.border, mode=mode)
-        return _qconv2d()(
+        return onednn_qconv2d()(
             self.quantize(x), self.scale, self.zero_point, self._packed,
             self.weight_scale, self.weight_zero_point, self.bias,
             *self.geometry, 1.0, 0, torch.float32, 'none', [], '')
@@ -156,18 +157,12 @@ def _vector(weight: Integers, channels: int) -> Tensor:
     return torch.tensor(weight.step).expand(channels).contiguous()
 
 
-def _qconv2d():
-    # qconv2d_pointwise until torch 2.6.
-    onednn = torch.ops.onednn
-    return getattr(onednn, 'qconv_pointwise', None) or onednn.qconv2d_pointwise
-
-
 def _require_kernels() -> None:
     try:
         import torch.ao.quantization as ao
         found = hasattr(ao, 'convert') and 'onednn' in (
             torch.backends.quantized.supported_engines)
-        schema = str(_qconv2d().default._schema)
+        schema = str(onednn_qconv2d().default._schema)
     except (ImportError, AttributeError):
         found = False
     if not found or 'output_dtype' not in schema:

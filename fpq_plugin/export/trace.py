@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from ..compat import onnx_tracer_options
 from ..quantizers import Quantizer
 
 DOMAIN = 'fpq'
@@ -48,7 +48,7 @@ def _identity(x: Tensor) -> Tensor:
 def _replaced(quantizers: Sequence[Quantizer],
               marked: bool) -> Iterator[None]:
     for number, quantizer in enumerate(quantizers):
-        quantizer.forward = (
+        quantizer.forward = (  # type: ignore[method-assign]
             partial(_mark, number) if marked else _identity)
     try:
         yield
@@ -88,12 +88,9 @@ def trace(model: nn.Module,
         raise ValueError(
             'not exported: the model must return one tensor, and '
             f'{type(model).__name__} returns a {type(out).__name__}')
-    options = {}
+    options = onnx_tracer_options()
     if marked:
         options['custom_opsets'] = {DOMAIN: 1}
-    if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
-        # The other exporter needs onnxscript and knows no marks.
-        options['dynamo'] = False
     content = io.BytesIO()
     with _replaced(quantizers, marked), warnings.catch_warnings():
         # Shapes become constants, but for the batch: what parity is for.

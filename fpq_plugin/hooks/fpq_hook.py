@@ -142,7 +142,7 @@ class FPQHook(Hook):
         if not is_number(scale_lr_mult, 0):
             raise ValueError('fpq.scale_lr_mult: must be a number >= 0, got '
                              f'{scale_lr_mult!r}')
-        self.settings = dict(
+        self.settings: dict[str, Any] = dict(
             weight=weight,
             activation=activation,
             perturbation=perturbation,
@@ -165,8 +165,8 @@ class FPQHook(Hook):
         self._fill_student = False
         self._clock: NoiseClock | None = None
         self._optim_wrapper: OptimWrapper | None = None
-        self._distiller: Distiller | None = None
-        self._guard: NonFiniteGuard | None = None
+        self._distiller: Any = None
+        self._guard: Any = None
         self._loss_handle: Any = None
         self._table = LayerTable()
 
@@ -289,7 +289,7 @@ class FPQHook(Hook):
         if not self.active:
             return
         model = _inner(runner.model)
-        if self._fill_student:
+        if self._fill_student and self.teacher is not None:
             runner.logger.info('FPQ: the student starts from fpq.teacher')
             fill_from_file(model, self.teacher, 'fpq.teacher')
         if self.criteria:
@@ -438,6 +438,7 @@ class FPQHook(Hook):
                 f'not saved: the parameter {first_few(bad)} is not finite. '
                 'The checkpoints written so far are good: resume from the '
                 'last one with a lower learning rate.')
+
     # -- after_train ------------------------------------------------------
 
     def after_train(self, runner: Runner) -> None:
@@ -484,9 +485,9 @@ def _inner(model: nn.Module) -> nn.Module:
 def _criteria(
         distillation: dict | list[dict] | None) -> list[nn.Module]:
     """The losses that ``fpq.distillation`` names; none: an empty list."""
-    if not isinstance(distillation, (list, tuple)):
-        distillation = [distillation]
-    cfgs = [resolve('distillation', cfg, 'CSDLoss') for cfg in distillation]
+    given = (distillation if isinstance(distillation, (list, tuple)) else
+             [distillation])
+    cfgs = [resolve('distillation', cfg, 'CSDLoss') for cfg in given]
     return [build('distillation', cfg) for cfg in cfgs if cfg is not None]
 
 

@@ -65,7 +65,7 @@ class MeasureHook(Hook):
         self.num_images = num_images
         self.layers = layers
         self.seed = seed
-        self._batches: list[Batch] = []
+        self._batches: Sequence[Batch] = []
         self._rows: list[dict] = []
 
     @abstractmethod

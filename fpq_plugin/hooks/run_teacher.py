@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os.path as osp
+from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
@@ -31,9 +32,9 @@ class RunTeacher:
 
     def __init__(self, path: str | None) -> None:
         self.path = path
-        self.model: nn.Module | None = None
-        self.record: dict | None = None
-        self._loaded: dict | None = None
+        self.model: Any = None
+        self.record: Any = None
+        self._loaded: Any = None
 
     def copy(self, model: nn.Module) -> None:
         """Take ``model``'s structure; read a named checkpoint right away.
@@ -60,16 +61,15 @@ class RunTeacher:
             ValueError: If a trained student's teacher cannot be found.
         """
         if self.path is not None:
-            self._settle_named(runner)
+            self._settle_named(runner, self.path)
         elif self._loaded is None:
             self._settle_fresh(runner, student)
         else:
             self._settle_recorded(runner)
         runner.logger.info(f'FPQ: the teacher is {self.record["path"]}')
 
-    def _settle_named(self, runner: Runner) -> None:
-        self.record = dict(
-            mark=fingerprint(self.model), path=_absolute(self.path))
+    def _settle_named(self, runner: Runner, path: str) -> None:
+        self.record = dict(mark=fingerprint(self.model), path=_absolute(path))
         past = (self._loaded or {}).get('mark', self.record['mark'])
         if past != self.record['mark']:
             runner.logger.warning(

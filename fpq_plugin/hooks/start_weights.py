@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
-from ..compat import load_file
+from ..safe_loading import load_file
 from ..state import first_few
 
 

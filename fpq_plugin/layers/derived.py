@@ -27,6 +27,7 @@ class OwnForward:
     """
 
     own_forward = True
+    float_type: type[nn.Module]
     _runs = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..compiled import compiled, constant, is_compiling
+from ..compat import is_compiling
+from ..compiled import compiled, constant
 from .joint_moments import joint_moments
 
 

@@ -46,9 +46,9 @@ class SAMOptimWrapper(OptimWrapper):
                 'optim_wrapper.accumulative_counts: SAM needs the gradient '
                 'of one batch at two places; set it to 1')
         self.sam = SAM(
-            self.optimizer.param_groups, lambda groups: self.optimizer,
+            self.optimizer.param_groups, lambda groups: self.optimizer,  # type: ignore[arg-type]
             rho=rho)
-        self._model: nn.Module | None = None
+        self._model: Any = None
         self._inputs: tuple[tuple, dict] = ((), {})
 
     @contextmanager

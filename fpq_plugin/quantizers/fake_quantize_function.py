@@ -18,6 +18,8 @@ qmax - z) * s``, which is the same number.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -109,7 +111,7 @@ def _along_channels(value: Tensor, x: Tensor, ch_axis: int | None) -> Tensor:
 
 def _run(kernel: CompiledFunction, maps: tuple[Tensor, ...], scale: Tensor,
          zero_point: Tensor, ch_axis: int | None,
-         *numbers: float) -> Tensor | tuple[Tensor, Tensor]:
+         *numbers: float) -> Any:
     """Run ``kernel`` on maps of one shape, the last of which is ``x``.
 
     The compiled kernel sees memory in its own order, as one row or as one
@@ -123,9 +125,9 @@ def _run(kernel: CompiledFunction, maps: tuple[Tensor, ...], scale: Tensor,
                             _along_channels(zero_point, x, ch_axis), *numbers)
     rows = scale.numel()
     row = x.numel() // rows
-    maps = (z.contiguous(memory_format=memory_format).as_strided(
+    flat = (z.contiguous(memory_format=memory_format).as_strided(
         (rows, row), (row, 1)) for z in maps)
-    return kernel(*maps, scale.view(rows, 1), zero_point.view(rows, 1),
+    return kernel(*flat, scale.view(rows, 1), zero_point.view(rows, 1),
                   *(constant(float(n), x.device) for n in numbers))
 
 
@@ -156,7 +158,7 @@ class _FakeQuantizeBackward(Function):
             inside, step_slope = _slopes(
                 x, _along_channels(scale, x, ch_axis),
                 _along_channels(zero_point, x, ch_axis), quant_min, quant_max)
-        out = 0
+        out: Any = 0
         if grad_grad_x is not None:
             out = grad_grad_x * inside
         if grad_grad_scale is not None:

@@ -18,7 +18,7 @@ from norm_free import NormFreeNet
 from runs import mim, mim_command, scalars_of, train, weights, write_config
 
 from fpq_plugin import load_model
-from fpq_plugin.compat import load_file
+from fpq_plugin.safe_loading import load_file
 
 BASE = 'fashion_mnist/resnet_fpq_w4a4.py'
 

@@ -9,7 +9,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from runs import CONFIGS, log_of, train
 
 from fpq_plugin import FPQHook
-from fpq_plugin.compat import load_file
+from fpq_plugin.safe_loading import load_file
 
 
 @pytest.mark.parametrize(('option', 'message'), [

@@ -14,10 +14,10 @@ from mmpretrain.models import LinearClsHead
 from runs import log_of, scalars_of, train, weights
 
 from fpq_plugin import FPQHook, QuantizedLayer
-from fpq_plugin.compat import load_file
 from fpq_plugin.convert import noise_clock
 from fpq_plugin.layers import quantized_layers
 from fpq_plugin.param_groups import quantizer_parameters
+from fpq_plugin.safe_loading import load_file
 
 
 def test_a_run_trains_logs_and_leaves_nothing_behind(fpq_config, fp):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from runs import log_of, scalars_of, train
 
-from fpq_plugin.compat import load_file
+from fpq_plugin.safe_loading import load_file
 
 
 def assert_same(one, two, where=''):
