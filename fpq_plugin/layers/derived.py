@@ -32,7 +32,8 @@ class OwnForward:
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if self._runs:  # from ``super(type(self), self).forward`` (SparK)
-            return super(self.float_type, self).forward(*args, **kwargs)
+            above: Any = super(self.float_type, self)
+            return above.forward(*args, **kwargs)
         self._runs = True
         try:
             with _QuantizedOperands(self):
