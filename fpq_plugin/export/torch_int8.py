@@ -157,14 +157,19 @@ def _vector(weight: Integers, channels: int) -> Tensor:
     return torch.tensor(weight.step).expand(channels).contiguous()
 
 
-def _require_kernels() -> None:
+def has_kernels() -> bool:
+    """Whether this torch has oneDNN's int8 layers with float output."""
     try:
         import torch.ao.quantization as ao
         found = hasattr(ao, 'convert') and 'onednn' in (
             torch.backends.quantized.supported_engines)
         schema = str(onednn_qconv2d().default._schema)
     except (ImportError, AttributeError):
-        found = False
-    if not found or 'output_dtype' not in schema:
+        return False
+    return found and 'output_dtype' in schema
+
+
+def _require_kernels() -> None:
+    if not has_kernels():
         raise RuntimeError(f'torch {torch.__version__} has no int8 layers '
                            'with float output on this machine')

@@ -10,7 +10,11 @@ from torch import nn
 
 from fpq_plugin import calibrate, convert
 from fpq_plugin.export import to_torch_int8
-from fpq_plugin.export.torch_int8 import Int8Conv2d, Int8Linear
+from fpq_plugin.export.torch_int8 import Int8Conv2d, Int8Linear, has_kernels
+
+needs_kernels = pytest.mark.skipif(
+    not has_kernels(), reason='this torch has no int8 layers with float '
+    'output')
 
 
 def quantized(model, x, bits=8, **options):
@@ -21,6 +25,7 @@ def quantized(model, x, bits=8, **options):
     return model.eval()
 
 
+@needs_kernels
 @given(st.sampled_from([1, 2]), st.integers(1, 3), st.integers(1, 3),
        st.integers(1, 3), st.sampled_from([0, 1, (2, 1), 'same']),
        st.sampled_from(['zeros', 'reflect']), st.booleans(),
@@ -38,6 +43,7 @@ def test_any_convolution(groups, inputs, outputs, stride, padding, mode, bias,
         torch.testing.assert_close(int8(x), model(x), atol=1e-5, rtol=1e-5)
 
 
+@needs_kernels
 def test_a_whole_model(tmp_path):
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
@@ -58,6 +64,7 @@ def test_a_whole_model(tmp_path):
     torch.save(state, io.BytesIO())
 
 
+@needs_kernels
 def test_what_cannot_be_converted_is_named():
     x = torch.randn(4, 6)
 
@@ -75,3 +82,10 @@ def test_what_cannot_be_converted_is_named():
             weight=dict(symmetric=False))
     refused('not converted: 0: no int8 layer for BrevitasLinear',
             backend='brevitas')
+
+
+@pytest.mark.skipif(has_kernels(), reason='this torch has the int8 layers')
+def test_a_torch_without_the_kernels_says_so():
+    model = quantized(nn.Sequential(nn.Linear(4, 3)), torch.randn(8, 4))
+    with pytest.raises(RuntimeError, match='has no int8 layers with float'):
+        to_torch_int8(model)
