@@ -98,6 +98,9 @@ is_compiling = (
 HAS_CUSTOM_OPS = hasattr(torch.library, 'custom_op')
 """Since torch 2.4; before it SFP breaks a graph that torch.compile traces."""
 
+INDUCTOR_TAKES_SYMBOLIC_SIZES = _torch_version >= digit_version('2.2')
+"""torch 2.1: "Cannot call sizes() on tensor with symbolic sizes/strides"."""
+
 
 def onnx_tracer_options() -> dict[str, Any]:
     """Options of ``torch.onnx.export`` that ask for the exporter by tracing.

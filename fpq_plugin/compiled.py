@@ -30,7 +30,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .compat import is_compiling
+from .compat import INDUCTOR_TAKES_SYMBOLIC_SIZES, is_compiling
 
 MIN_ELEMENTS = 2**8
 """Below this a toy model would wait for a compiler that it never repays."""
@@ -118,6 +118,9 @@ class CompiledFunction:
         return out if len(out) > 1 else out[0]
 
     def _compile(self, args: tuple) -> Callable:
+        if not INDUCTOR_TAKES_SYMBOLIC_SIZES:
+            raise RuntimeError(f'the Inductor of torch {torch.__version__} '
+                               'does not take symbolic sizes')
         if _report.count == 0:
             print_log(
                 'FPQ compiles its kernels in the first iterations, which '

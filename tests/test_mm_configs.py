@@ -12,7 +12,7 @@ from fpq_plugin.layers import quantized_layers
 
 METHODS = sorted(p.stem for p in CONFIGS.glob('_base_/methods/*.py'))
 ALL = sorted(p.relative_to(CONFIGS) for p in CONFIGS.rglob('*.py')
-             if p.name != '__init__.py'
+             if not p.name.startswith('__')
              # Their bases are of libraries that need mmcv's ops.
              and p.parent.name not in ('methods', 'mmdet', 'mmseg'))
 

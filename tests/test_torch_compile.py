@@ -9,11 +9,11 @@ from runs import scalars_of, train
 from torch import nn
 
 import fpq_plugin
-from fpq_plugin import perturb_op
+from fpq_plugin.compat import HAS_CUSTOM_OPS
 from fpq_plugin.convert import noise_clock
 
 pytestmark = pytest.mark.skipif(
-    not perturb_op.AVAILABLE, reason='needs torch.library.custom_op (2.4)')
+    not HAS_CUSTOM_OPS, reason='needs torch.library.custom_op (2.4)')
 
 
 def student_of(model, x, where='after'):
