@@ -34,25 +34,36 @@ GROWTH = {
     'pixels': [dict(model='resnet18-32', pixels=n) for n in (16, 32, 48, 64)],
     'depth': [dict(model=f'resnet{n}-32', batch=16)
               for n in (18, 34, 50, 101)],
+    'processes': [dict(processes=n) for n in (1, 2)],
 }
+KINDS = list(GROWTH)
 WARM_UP = 2
 console = Console()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('kinds', nargs='*', metavar='KIND',
+                        help=f'of {", ".join(KINDS)}: measure these, keep the '
+                        'other figures; all by default')
     parser.add_argument('--repeats', type=int, default=7)
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--out', type=Path,
                         default=Path(__file__).parent / 'results')
     args = parser.parse_args()
+    if unknown := set(args.kinds) - set(KINDS):
+        parser.error(f'{unknown.pop()!r} is none of {", ".join(KINDS)}')
     torch.set_num_threads(args.threads)
-    report = made_by(args.threads)
-    for kind, points in GROWTH.items():
-        report[kind] = [dict(point, **measure(point, args)) for point in track(
-            points, f'against {kind}', console=console)]
-    report['processes'] = [in_processes(n, args.repeats) for n in (1, 2)]
-    (args.out / 'scaling.json').write_text(json.dumps(report, indent=2) + '\n')
+    path = args.out / 'scaling.json'
+    kept = json.loads(path.read_text()) if args.kinds else {}
+    report = {**kept, **made_by(args.threads)}
+    for kind in args.kinds or KINDS:
+        report[kind] = [
+            in_processes(point['processes'], args.repeats)
+            if kind == 'processes' else dict(point, **measure(point, args))
+            for point in track(GROWTH[kind], f'against {kind}',
+                               console=console)]
+    path.write_text(json.dumps(report, indent=2) + '\n')
     draw(report, args.out / 'scaling.png')
     show(report)
 
@@ -111,7 +122,7 @@ def label(kind: str, point: dict) -> str:
 
 
 def show(report: dict) -> None:
-    for kind in [*GROWTH, 'processes']:
+    for kind in KINDS:
         for point in report[kind]:
             ms, mib = point['ms'], point.get('peak_mib')
             text = ', '.join(f'{name} {ms[name]:.0f} ms' for name in NAMES)
@@ -127,10 +138,9 @@ def draw(report: dict, path: Path) -> None:
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
-    kinds = [*GROWTH, 'processes']
-    fig, axes = plt.subplots(2, len(kinds), figsize=(13, 6),
+    fig, axes = plt.subplots(2, len(KINDS), figsize=(13, 6),
                              layout='constrained')
-    for column, kind in zip(axes.T, kinds):
+    for column, kind in zip(axes.T, KINDS):
         for axis, key in zip(column, ('ms', 'peak_mib')):
             points = [point for point in report[kind] if key in point]
             if not points:
