@@ -30,6 +30,10 @@ def main() -> None:
         help='%% of them that may get another class (default: %(default)s)')
     parser.add_argument('--json', type=Path, help='write the figures here')
     args = parser.parse_args()
+    if args.images < 1:
+        parser.error(f'--images must be at least 1, got {args.images}')
+    if args.json is not None and not args.json.parent.is_dir():
+        parser.error(f'--json: no folder {args.json.parent}')
     try:
         report = export_checkpoint(args.config, args.checkpoint, args.out,
                                    args.images, args.tolerance)

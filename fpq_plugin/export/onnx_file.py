@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ..modes import kept_modes
 from .build import build_float_onnx, build_onnx
 from .metadata import add_metadata, exported_layers
 from .parity import Batch, measure_parity
@@ -54,13 +55,8 @@ def export_onnx(model: nn.Module,
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f'not exported: no folder {path.parent}')
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        return _export(model, path, batches, tolerance, source or {})
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with kept_modes(model):
+        return _export(model.eval(), path, batches, tolerance, source or {})
 
 
 def _export(model: nn.Module, path: Path, batches: Iterable[Batch],

@@ -9,6 +9,8 @@ from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 from torch import nn
 
+from ..modes import kept_modes
+
 
 class ExportAtEnd:
     """Exports the last checkpoint that a run wrote.
@@ -48,22 +50,27 @@ class ExportAtEnd:
     def check(self, runner: Runner, model: nn.Module) -> None:
         """Refuse what could not be exported, before the training.
 
+        The model is built as ONNX for two test images. All processes do
+        that, since data sets meet while they are made.
+
         Raises:
-            ValueError: If a quantizer cannot be exported, there are no images
+            ValueError: If the model cannot be exported, there are no images
                 to compare on, or no folder for the file.
         """
         if self.file is None:
             return
-        from ..export.build import refuse_unexportable
-        refuse_unexportable(model)
-        if not any(runner.cfg.get(f'{part}_dataloader')
-                   for part in ('test', 'val')):
-            raise ValueError('fpq.export: the config has neither '
-                             'test_dataloader nor val_dataloader to compare '
-                             'the exported model on')
         folder = osp.dirname(osp.join(runner.work_dir, self.file))
         if not osp.isdir(folder):
             raise ValueError(f'fpq.export: no folder {folder!r}')
+        from ..export.build import build_onnx
+        from ..export.images import image_batches, test_images
+        try:
+            self._images = test_images(runner.cfg)
+            example = next(image_batches(model, self._images, 2))[0]
+            with kept_modes(model):
+                build_onnx(model.eval(), example)
+        except ValueError as error:
+            raise ValueError(f'fpq.export: {error}') from error
 
     def run(self, runner: Runner) -> None:
         """Export, and log the summary.
@@ -82,5 +89,6 @@ class ExportAtEnd:
                                   'checkpoint')
             return
         report = export_checkpoint(
-            runner.cfg, checkpoint, osp.join(runner.work_dir, self.file))
+            runner.cfg, checkpoint, osp.join(runner.work_dir, self.file),
+            loader=self._images)
         runner.logger.info(f'FPQ exported {checkpoint}:\n{report}')

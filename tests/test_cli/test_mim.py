@@ -15,7 +15,15 @@ from mmengine.fileio import load
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmpretrain import ImageClassificationInferencer
 from norm_free import NormFreeNet
-from runs import mim, mim_command, scalars_of, train, weights, write_config
+from runs import (
+    log_of,
+    mim,
+    mim_command,
+    scalars_of,
+    train,
+    weights,
+    write_config,
+)
 
 from fpq_plugin import load_model
 from fpq_plugin.safe_loading import load_file
@@ -164,13 +172,19 @@ STOCK = {
 }
 
 
+EXPORT = {'default_hooks.fpq.export': 'model.onnx'}
+
+
 @pytest.mark.parametrize(
     ('backend', 'more', 'zero_points'),
-    [('torch_ao', {}, 34), ('brevitas', {}, 34), ('brevitas', STOCK, 17)],
+    [('torch_ao', EXPORT, 34), ('brevitas', {}, 34), ('brevitas', STOCK, 17)],
     ids=['torch_ao', 'brevitas', 'brevitas_stock'])
 def test_two_processes_end_bit_identical(digits, fp, elsewhere, backend, more,
                                          zero_points):
-    """Batch norm, SFP and CSD on: all parameters and zero points agree."""
+    """Batch norm, SFP and CSD on: all parameters and zero points agree.
+
+    An export at the end compares on all of the test set.
+    """
     folder = run_on(2, fp, elsewhere, **more, **{
         'default_hooks.fpq.backend': backend,
         'default_hooks.fpq.perturbation.p': 0.5})
@@ -182,6 +196,9 @@ def test_two_processes_end_bit_identical(digits, fp, elsewhere, backend, more,
     for key in keys:
         assert torch.equal(ranks[0][key], ranks[1][key]), key
         assert torch.equal(ranks[0][key], saved[key]), key
+    if more is EXPORT:
+        assert (folder / 'model.onnx').exists()
+        assert 'on 397 images' in log_of(folder)
 
 
 @pytest.mark.parametrize(('backend', 'distillation'), [
