@@ -27,7 +27,7 @@ from models import build
 import fpq_plugin
 from fpq_plugin import calibrate, convert, load_model
 from fpq_plugin.export import export_checkpoint, export_onnx, to_torch_int8
-from fpq_plugin.export.images import image_batches, test_images
+from fpq_plugin.export.images import image_batches, ordered_images
 from fpq_plugin.export.parity import measure_parity
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,7 +69,7 @@ def trained_row(name: str, runs: Path) -> dict:
     del row['path'], row['layers']
     if name.endswith('w8a8'):
         model = load_model(str(config), str(checkpoint))
-        batches = image_batches(model, test_images(model._config), IMAGES)
+        batches = image_batches(model, ordered_images(model._config), IMAGES)
         row['torch_int8'] = measure_parity(
             model, [to_torch_int8(model)], batches)[0].as_dict()
     return row

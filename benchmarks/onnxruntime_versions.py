@@ -25,7 +25,7 @@ from machine import made_by
 
 from fpq_plugin import load_model
 from fpq_plugin.export import export_checkpoint
-from fpq_plugin.export.images import image_batches, test_images
+from fpq_plugin.export.images import image_batches, ordered_images
 
 MODELS = ['resnet_fpq_w8a8', 'resnet_fpq_w4a4', 'vit_fpq_w8a8',
           'mobilenet_v2_fpq_w4a4']
@@ -72,7 +72,7 @@ def export(name: str, args: argparse.Namespace, folder: Path) -> np.ndarray:
     model = load_model(str(config), str(checkpoint))
     images = torch.cat([
         x for x, _ in image_batches(
-            model, test_images(model._config), args.images)])
+            model, ordered_images(model._config), args.images)])
     np.save(folder / 'images.npy', images.numpy())
     with torch.no_grad():
         return model(images).numpy()

@@ -27,7 +27,7 @@ def main() -> None:
         help='test images to compare on (default: %(default)s)')
     parser.add_argument(
         '--tolerance', type=float, default=TOLERANCE,
-        help='%% of them that may get another class (default: %(default)s)')
+        help='%% of the classes that may differ (default: %(default)s)')
     parser.add_argument('--json', type=Path, help='write the figures here')
     args = parser.parse_args()
     if args.images < 1:

@@ -8,7 +8,7 @@ from mmengine import Config
 from torch.utils.data import DataLoader
 
 from ..inference import load_model
-from .images import image_batches, test_images
+from .images import image_batches, ordered_images
 from .onnx_file import TOLERANCE, export_onnx
 from .report import ExportReport
 
@@ -30,7 +30,7 @@ def export_checkpoint(config: str | Config,
         images (int): Images of ``test_dataloader`` (or ``val_dataloader``)
             to compare on, from the first. Defaults to 1000.
         tolerance (float): As for :func:`export_onnx`. Defaults to 0.1.
-        loader (DataLoader, optional): What :func:`test_images` gave for the
+        loader (DataLoader, optional): What :func:`ordered_images` gave for the
             config, if that was called. Defaults to None.
 
     Returns:
@@ -47,6 +47,6 @@ def export_checkpoint(config: str | Config,
     source = dict(checkpoint=os.path.basename(checkpoint))
     if model._config.filename is not None:
         source['config'] = os.path.basename(model._config.filename)
-    batches = image_batches(model, loader or test_images(model._config),
+    batches = image_batches(model, loader or ordered_images(model._config),
                             images)
     return export_onnx(model, path, batches, tolerance, source)

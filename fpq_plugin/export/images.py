@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from .parity import Batch
 
 
-def test_images(cfg: Config) -> DataLoader:
+def ordered_images(cfg: Config) -> DataLoader:
     """The config's test data, in order and all of it in each process.
 
     With several processes all of them must call this: data sets meet while
@@ -49,7 +49,7 @@ def image_batches(model: nn.Module, loader: DataLoader,
 
     Args:
         model (nn.Module): A model of mmengine's, with a data preprocessor.
-        loader (DataLoader): What :func:`test_images` gave.
+        loader (DataLoader): What :func:`ordered_images` gave.
         images (int): How many, at least 1.
 
     Yields:

@@ -39,8 +39,9 @@ def export_onnx(model: nn.Module,
         path (str | os.PathLike): The file to write.
         batches (Iterable[Batch]): Real inputs (N, ...), each with labels (N,)
             or None, that the trained and the exported model are compared on.
-        tolerance (float): Share of the inputs whose argmax may differ, in %;
-            one may in any case. Defaults to 0.1.
+        tolerance (float): Share of the answers whose class may differ, in
+            %; one may in any case. Outputs may differ by 2 % of their spread
+            on average. Defaults to 0.1.
         source (dict[str, str], optional): Notes for the file's metadata.
             Defaults to None.
 

@@ -133,9 +133,11 @@ class ExportReport:
 
     def _parity(self) -> str:
         parity = self.parity
+        equal = parity.equal()
         text = (f'{self.path} answers as the trained model on '
-                f'{parity.images} images: equal class {parity.equal():.2f} %, '
-                f'logits differ by {parity.largest_difference:.2g} at most, '
+                f'{parity.images} images: '
+                + ('' if equal is None else f'equal class {equal:.2f} %, ') +
+                f'outputs differ by {parity.largest_difference:.2g} at most, '
                 f'{parity.mean_difference:.2g} on average (spread '
                 f'{parity.spread:.2g})')
         if parity.top1_trained is not None:

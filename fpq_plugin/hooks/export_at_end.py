@@ -63,9 +63,9 @@ class ExportAtEnd:
         if not osp.isdir(folder):
             raise ValueError(f'fpq.export: no folder {folder!r}')
         from ..export.build import build_onnx
-        from ..export.images import image_batches, test_images
+        from ..export.images import image_batches, ordered_images
         try:
-            self._images = test_images(runner.cfg)
+            self._images = ordered_images(runner.cfg)
             example = next(image_batches(model, self._images, 2))[0]
             with kept_modes(model):
                 build_onnx(model.eval(), example)

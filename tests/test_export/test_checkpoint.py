@@ -11,7 +11,7 @@ from runs import log_of, mim, train, write_config
 from fpq_plugin import FPQHook, load_model
 from fpq_plugin.export import export_checkpoint
 from fpq_plugin.export.__main__ import main
-from fpq_plugin.export.images import image_batches, test_images
+from fpq_plugin.export.images import image_batches, ordered_images
 
 
 def export(*args):
@@ -95,6 +95,6 @@ def test_images_are_the_first_of_the_test_set(fpq_config):
     cfg = fpq_config()
     train(cfg)
     model = load_model(cfg, f'{cfg.work_dir}/epoch_1.pth')
-    batches = list(image_batches(model, test_images(cfg), 260))
+    batches = list(image_batches(model, ordered_images(cfg), 260))
     assert [len(images) for images, _ in batches] == [250, 10]
     assert [len(labels) for _, labels in batches] == [250, 10]

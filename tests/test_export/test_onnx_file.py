@@ -262,7 +262,7 @@ def test_models_that_differ_are_refused(x, tmp_path):
     model = nn.Sequential(quantized(net(), x), Restless())
     path = tmp_path / 'model.onnx'
     path.write_text('before')
-    with pytest.raises(ParityError, match='of 40 images have another class'):
+    with pytest.raises(ParityError, match='of 40 classes are other ones'):
         export_onnx(model, path, [(x, None)])
     assert path.read_text() == 'before'
     assert list(tmp_path.iterdir()) == [path]

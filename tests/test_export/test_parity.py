@@ -1,0 +1,51 @@
+"""What the comparison of a trained and an exported model tells apart."""
+
+import pytest
+import torch
+from torch import nn
+
+from fpq_plugin.export import ParityError
+from fpq_plugin.export.parity import measure_parity
+
+
+def compare(ours, theirs, labels=None):
+    """The parity of two models with these outputs."""
+    return measure_parity(nn.Identity(), [lambda _: theirs],
+                          [(ours, labels)])[0]
+
+
+@pytest.mark.parametrize('shape', [(50, 1), (50, ), (50, 1, 4, 4)])
+def test_models_of_one_output_are_told_apart(shape):
+    """There is no class: what counts is the value."""
+    ours = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ParityError, match='more than 2% of their spread'):
+        compare(ours, ours + 0.1).refuse(0.1)
+    close = compare(ours, ours + 1e-3)
+    close.refuse(0.1)
+    assert close.equal() is None
+
+
+def test_same_classes_do_not_hide_other_values():
+    ours = 10 * torch.eye(4).repeat(20, 1)
+    parity = compare(ours, ours * 2)
+    assert parity.other_class == 0
+    assert not parity.holds(100)
+
+
+def test_classes_of_places_are_counted_by_place():
+    generator = torch.Generator().manual_seed(0)
+    ours, noise = torch.randn(2, 6, 5, 8, 8, generator=generator)
+    theirs = ours + 0.02 * noise
+    parity = compare(ours, theirs, torch.zeros(6, dtype=torch.long))
+    wanted = sum(
+        ours[n, :, i, j].argmax() != theirs[n, :, i, j].argmax()
+        for n in range(6) for i in range(8) for j in range(8))
+    assert wanted > 0
+    assert (parity.answers, parity.other_class) == (6 * 8 * 8, wanted)
+    assert parity.top1_trained is None
+
+
+def test_a_constant_output_equals_itself():
+    ours = torch.full((5, 1), 3.)
+    compare(ours, ours.clone()).refuse(0.1)
+    compare(0 * ours, 0 * ours).refuse(0.1)
