@@ -160,9 +160,13 @@ def _through_inductor(function: Callable, args: tuple) -> Callable:
         return out if isinstance(out, tuple) else (out, )
 
     tensors = [a for a in args if isinstance(a, Tensor)]
+    aten = torch.ops.aten
+    # The Inductor of torch 2.6 has no slice_copy, which views become.
+    table = {**select_decomp_table(),
+             aten.slice_copy.Tensor: aten.slice.Tensor}
     trace = make_fx(
         torch.func.functionalize(of_tensors, remove='mutations_and_views'),
-        decomposition_table=select_decomp_table(),
+        decomposition_table=table,
         tracing_mode='symbolic')
     with torch.no_grad(), torch.autocast(
             tensors[0].device.type, enabled=False):
