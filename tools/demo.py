@@ -56,19 +56,22 @@ def curve(folder: Path) -> list[float]:
     return [row['accuracy/top1'] for row in rows if 'accuracy/top1' in row]
 
 
-def shortened(name: str, out: Path, epochs: int | None) -> dict:
+def shortened(name: str, out: Path, epochs: int | None,
+              images: int | None) -> dict:
     """Options that end a run, and the one it starts from, earlier."""
-    if epochs is None:
-        return {}
-    options = {'train_cfg.max_epochs': epochs,
-               'param_scheduler.T_max': epochs}
-    if name != 'FP':
-        options['load_from'] = f'{out}/{RUNS["FP"]}/epoch_{epochs}.pth'
+    options: dict = {}
+    if images is not None:
+        options['train_dataloader.dataset.indices'] = images
+    if epochs is not None:
+        options.update({'train_cfg.max_epochs': epochs,
+                        'param_scheduler.T_max': epochs})
+        if name != 'FP':
+            options['load_from'] = f'{out}/{RUNS["FP"]}/epoch_{epochs}.pth'
     return options
 
 
-def run(name: str, out: Path, env: dict[str, str],
-        epochs: int | None) -> dict:
+def run(name: str, out: Path, env: dict[str, str], epochs: int | None,
+        images: int | None) -> dict:
     """Train and test one of RUNS; its row of the table."""
     from mmengine import Config
     from mmengine.registry import HOOKS, MODELS, init_default_scope
@@ -77,7 +80,7 @@ def run(name: str, out: Path, env: dict[str, str],
 
     config, folder = RUNS[name], out / RUNS[name]
     cfg = Config.fromfile(str(CONFIGS / f'{config}.py'))
-    options = shortened(name, out, epochs)
+    options = shortened(name, out, epochs, images)
     cfg.merge_from_dict(options)
     made_by = f'{__version__}\n{cfg.pretty_text}'
     kept = folder / 'row.json'
@@ -183,6 +186,8 @@ def main() -> None:
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--epochs', type=int,
                         help='of each run; default: as its config says')
+    parser.add_argument('--images', type=int,
+                        help='train on so many; default: all 60,000')
     args = parser.parse_args()
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -193,9 +198,11 @@ def main() -> None:
     }
     os.environ.update(FPQ_DATA_ROOT=env['FPQ_DATA_ROOT'],
                       FPQ_WORK_DIRS=env['FPQ_WORK_DIRS'])
-    rows = {name: run(name, out, env, args.epochs) for name in RUNS}
-    command = ('make demo' if args.epochs is None else
-               f'python tools/demo.py --epochs {args.epochs}')
+    rows = {name: run(name, out, env, args.epochs, args.images)
+            for name in RUNS}
+    changed = ''.join(f' --{key} {value}' for key, value in (
+        ('epochs', args.epochs), ('images', args.images)) if value)
+    command = f'python tools/demo.py{changed}' if changed else 'make demo'
     print('\n' + report(rows, out, command))
     print(f'\nwritten: {out}/table.txt, results.json, curves.png')
 
