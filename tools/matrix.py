@@ -70,7 +70,8 @@ def row(environment: str, data: Path, tests: list[str]) -> dict:
 
     code, found['demo_s'] = timed(
         python, 'tools/demo.py', '--data', data, '--out', out / 'demo',
-        '--epochs', '1', '--images', '12000', env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        '--epochs', '1', '--images', '12000',
+        env={**os.environ, 'OMP_NUM_THREADS': '1'})
     found['demo'] = None if code else {
         r['method']: r['top1'] for r in
         json.loads((out / 'demo/results.json').read_text())['rows']}
