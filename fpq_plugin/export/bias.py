@@ -14,6 +14,8 @@ from .lower import MARK, number_of
 
 # Of the step that follows: what rounding a bias may shift a value by.
 LARGEST_SHIFT = 1 / 256
+# What onnxruntime moves a QuantizeLinear back over, into the layer before.
+PASSED = ('Relu', 'Clip', 'MaxPool')
 
 
 def lower_biases(graph: Graph, weights: dict[str, Integers],
@@ -53,12 +55,12 @@ def lower_biases(graph: Graph, weights: dict[str, Integers],
 
 
 def _quantizers_after(graph: Graph, name: str) -> list[int]:
-    """Quantizers that take a tensor, if need be through activations."""
+    """Quantizers that take a tensor, if need be through PASSED."""
     found = []
     for node in graph.consumers(name):
         if node.op_type == MARK:
             found.append(number_of(node))
-        elif node.op_type in ('Relu', 'Clip'):
+        elif node.op_type in PASSED:
             found += _quantizers_after(graph, node.output[0])
     return found
 

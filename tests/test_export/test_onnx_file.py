@@ -340,3 +340,20 @@ def test_biases_are_float_where_integers_cost_accuracy(tmp_path):
     kinds = [t.data_type for t in onnx.load(path).graph.initializer]
     assert onnx.TensorProto.INT32 in kinds
     assert report.parity.other_class > 1
+
+
+def test_a_coarse_bias_before_a_pooling_is_added_in_float(tmp_path):
+    """onnxruntime would round it in steps that the next layer can see."""
+    torch.manual_seed(0)
+    x = torch.rand(40, 8, 12, 12)
+    model = nn.Sequential(
+        nn.Conv2d(8, 8, 1, groups=8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 5))
+    with torch.no_grad():
+        # Next to nothing is left of the range of 1 that the input has.
+        model[0].weight.fill_(1)
+        model[0].bias.copy_(-0.9 - 0.01 * torch.rand(8))
+    quantized(model, x, weight=dict(bits=8), activation=dict(bits=8),
+              first_last_bits=None)
+    report = export_onnx(model, tmp_path / 'model.onnx', [(x, None)])
+    assert report.parity.mean_difference < 1e-4 * report.parity.spread
