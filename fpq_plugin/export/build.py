@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..quantizers import Quantizer
 from .bias import lower_biases
+from .constants import fold_weights
 from .fold import fold_batch_norm
 from .graph import Graph
 from .integers import integers
@@ -72,12 +73,14 @@ def build_onnx(model: nn.Module,
     names, quantizers = list(found), list(found.values())
     proto = trace(model, quantizers, example)
     graph = Graph(proto)
+    fold_weights(graph, model, quantizers, example)
     stored = {number_of(mark) for mark in marks(graph, of_weights=True)}
     opset = max((integers(quantizers[n], of_weight=True).carrier.opset
                  for n in stored), default=0)
     if opset > TRACED_OPSET:
         proto = version_converter.convert_version(proto, opset)
         graph = Graph(proto)
+        fold_weights(graph, model, quantizers, example)
     weights = lower_weights(graph, quantizers, names)
     fold_batch_norm(graph, weights)
     lower_biases(graph, weights, quantizers, whole_biases)

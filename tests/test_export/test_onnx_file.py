@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mmcv.cnn import ConvAWS2d, ConvWS2d
 from torch import nn
 
 import fpq_plugin
@@ -357,3 +358,69 @@ def test_a_coarse_bias_before_a_pooling_is_added_in_float(tmp_path):
               first_last_bits=None)
     report = export_onnx(model, tmp_path / 'model.onnx', [(x, None)])
     assert report.parity.mean_difference < 1e-4 * report.parity.spread
+
+
+@pytest.mark.parametrize(('bits', 'kind'), [(4, 'INT4'), (8, 'INT8')])
+@pytest.mark.parametrize('layer', [ConvWS2d, ConvAWS2d])
+def test_a_weight_that_its_layer_computes_is_stored(layer, bits, kind,
+                                                    tmp_path):
+    torch.manual_seed(0)
+    x = torch.rand(16, 4, 10, 10)
+    model = nn.Sequential(layer(4, 8, 3), nn.ReLU(), layer(8, 8, 3),
+                          nn.Flatten(), nn.Linear(8 * 36, 5))
+    quantized(model, x, weight=dict(bits=bits), activation=dict(bits=bits),
+              first_last_bits=None)
+    report = export_onnx(model, tmp_path / 'model.onnx', [(x, None)])
+    assert report.parity.mean_difference < 1e-3 * report.parity.spread
+    kinds = weights_of(tmp_path / 'model.onnx')[1]
+    assert kinds.count(kind) == 3
+    assert 'FLOAT' not in kinds
+
+
+class Transposed(nn.Module):
+    """Maps (N, C, L) of tokens (N, L, C), for a layer of tokens."""
+
+    def forward(self, x):
+        return x.flatten(2).transpose(1, 2)
+
+
+class SelfAttention(nn.Module):
+    """Of one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+LAYERS = {
+    'conv1d': lambda: (nn.Conv1d(4, 6, 3, groups=2), (4, 11)),
+    'conv3d': lambda: (nn.Conv3d(4, 6, 3, stride=2), (4, 5, 6, 7)),
+    'transposed1d': lambda: (nn.ConvTranspose1d(4, 6, 3), (4, 9)),
+    'transposed2d': lambda: (
+        nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1), (4, 5, 6)),
+    'depthwise': lambda: (nn.Conv2d(6, 6, 3, groups=6), (6, 8, 8)),
+    'attention': lambda: (
+        nn.Sequential(Transposed(), SelfAttention()), (8, 3, 3)),
+}
+
+
+@pytest.mark.parametrize('bits', [3, 8])
+@pytest.mark.parametrize('name', LAYERS)
+def test_every_kind_of_layer(name, bits, tmp_path):
+    torch.manual_seed(0)
+    layer, shape = LAYERS[name]()
+    x = torch.randn(32, *shape)
+    model = nn.Sequential(layer, nn.Flatten(), nn.LazyLinear(7))
+    model(x)
+    quantized(model, x, weight=dict(bits=bits), activation=dict(bits=bits),
+              first_last_bits=None)
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(model, path, [(x, None)])
+    with torch.no_grad():
+        assert_same(answers(path, x), model(x), 1e-2 if bits == 8 else 1e-5)
+    assert sum(k != 'INT32' for k in weights_of(path)[1]) == len(
+        report.layers)
+    assert all(layer.weight_bits == bits for layer in report.layers)
