@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .layers import quantized_layers
+from .modes import kept_modes
 from .quantizers import Quantizer
 
 
@@ -114,30 +115,29 @@ def _observing(model: nn.Module, quantizers: Iterable[Quantizer],
                training: bool) -> Iterator[None]:
     """Observers of ``quantizers`` on, all fake quantization off."""
     quantizers = list(quantizers)
-    modes = {module: module.training for module in model.modules()}
     every = [m for m in model.modules() if isinstance(m, Quantizer)]
     was_on = [q._fake_quant_on for q in every]
-    model.train(training)
     kept = []
     if training:
         kept = [(b, b.clone()) for b in _other_buffers(model)]
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
-    for quantizer in every:
-        quantizer.enable_fake_quant(False)
-    for quantizer in quantizers:
-        quantizer.reset_observer()
-        quantizer._observing = True
     try:
-        yield
+        with kept_modes(model):
+            model.train(training)
+            if training:
+                for module in model.modules():
+                    if isinstance(module, _BatchNorm):
+                        module.eval()
+            for quantizer in every:
+                quantizer.enable_fake_quant(False)
+            for quantizer in quantizers:
+                quantizer.reset_observer()
+                quantizer._observing = True
+            yield
     finally:
         for quantizer in quantizers:
             quantizer._observing = False
         for quantizer, on in zip(every, was_on):
             quantizer.enable_fake_quant(on)
-        for module, mode in modes.items():
-            module.training = mode
         for buffer, value in kept:
             buffer.copy_(value)
 

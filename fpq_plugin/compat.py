@@ -8,6 +8,7 @@ config's ``custom_imports`` does before a Runner exists, imports this first.
 from __future__ import annotations
 
 import inspect
+from contextlib import AbstractContextManager
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -100,6 +101,19 @@ HAS_CUSTOM_OPS = hasattr(torch.library, 'custom_op')
 
 INDUCTOR_TAKES_SYMBOLIC_SIZES = _torch_version >= digit_version('2.2')
 """torch 2.1: "Cannot call sizes() on tensor with symbolic sizes/strides"."""
+
+
+def twice_differentiable_attention() -> AbstractContextManager:
+    """``F.scaled_dot_product_attention`` by its formula.
+
+    The fused kernels have no second derivative. The context manager for that
+    moved in torch 2.3.
+    """
+    if _torch_version >= digit_version('2.3'):
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+        return sdpa_kernel(SDPBackend.MATH)
+    return torch.backends.cuda.sdp_kernel(
+        enable_flash=False, enable_mem_efficient=False)
 
 
 def onnx_tracer_options() -> dict[str, Any]:

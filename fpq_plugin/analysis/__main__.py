@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     try:
         analyse(args, f'python -m fpq_plugin.analysis {shlex.join(argv)}')
-    except (ValueError, ImportError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         sys.exit(f'error: {error}')
 
 
@@ -46,6 +46,10 @@ def analyse(args: argparse.Namespace, command: str) -> None:
         ImportError: If a package is missing.
     """
     require_extras('curvlinops', 'matplotlib')
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f'--device {args.device}: {error}') from error
     if len(args.models) % 2:
         raise ValueError('give pairs CONFIG CHECKPOINT; the last one, '
                          f'{args.models[-1]!r}, has no partner')

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .batch import Batch
 from .progress import Progress
 from .quiet import quiet
+from .routed import measured_routed
 from .weighted_layers import weighted_layers
 
 
@@ -26,6 +27,7 @@ class SpectralDensity:
     density: Tensor
 
 
+@measured_routed
 def spectral_density(model: nn.Module,
                      batches: Sequence[Batch],
                      bounds: tuple[float, float],

@@ -12,6 +12,7 @@ from torch import nn
 from .batch import Batch
 from .progress import Progress
 from .quiet import quiet
+from .routed import measured_routed
 from .weighted_layers import weighted_layers
 
 
@@ -29,6 +30,7 @@ class Eigenvalue:
     error: float
 
 
+@measured_routed
 def top_eigenvalues(model: nn.Module,
                     batches: Sequence[Batch],
                     k: int = 5,

@@ -19,6 +19,7 @@ from .noise import (
 )
 from .progress import Progress
 from .quiet import quiet
+from .routed import measured_routed
 from .weighted_layers import weighted_layers
 
 
@@ -43,6 +44,7 @@ class NoiseGradientNorm:
     weight_loss: Estimate
 
 
+@measured_routed
 def noise_gradient_norm(model: nn.Module,
                         batches: Sequence[Batch],
                         draws: int = 8,
@@ -102,7 +104,11 @@ def _gradient_norm_and_loss(model: nn.Module, batches: Sequence[Batch],
     for batch, share in zip(batches, shares(batches)):
         loss = batch.loss(model)
         mean += share * float(loss)
-        for sum_, gradient in zip(total, torch.autograd.grad(loss, weights)):
+        if not loss.requires_grad:
+            continue
+        gradients = torch.autograd.grad(
+            loss, weights, allow_unused=True, materialize_grads=True)
+        for sum_, gradient in zip(total, gradients):
             sum_.add_(gradient, alpha=share)
     norm = torch.stack([g.norm() for g in total]).norm()
     return torch.tensor([float(norm), mean], dtype=torch.float64)

@@ -8,6 +8,7 @@ import torch
 from curvlinops import HessianLinearOperator
 from torch import Tensor, nn
 
+from ..compat import twice_differentiable_attention
 from .batch import Batch
 
 
@@ -57,22 +58,32 @@ class SurrogateHessian(HessianLinearOperator):
 
     def _matmat_batch(self, X: Batch, y: Tensor,
                       M: list[Tensor]) -> list[Tensor]:
-        with torch.enable_grad():
+        with torch.enable_grad(), twice_differentiable_attention():
             loss = self._loss_func(self._model_func(X), y)
+            if not loss.requires_grad:
+                return [torch.zeros_like(m) for m in M]
             gradients = torch.autograd.grad(
-                loss, self._params, create_graph=True)
+                loss,
+                self._params,
+                create_graph=True,
+                allow_unused=True,
+                materialize_grads=True)
+        # Not those of weights that have no part in the loss, or a linear one.
+        parts = [i for i, g in enumerate(gradients) if g.requires_grad]
+        if not parts:
+            return [torch.zeros_like(m) for m in M]
         columns = [
             torch.autograd.grad(
-                gradients,
+                [gradients[i] for i in parts],
                 self._params,
-                [m.select(-1, column) for m in M],
+                [M[i].select(-1, column) for i in parts],
                 retain_graph=True,
                 materialize_grads=True)
             for column in range(M[0].shape[-1])
         ]
         if self._on_product is not None:
             self._on_product()
-        return [torch.stack(parts, dim=-1) for parts in zip(*columns)]
+        return [torch.stack(column, dim=-1) for column in zip(*columns)]
 
 
 class _MeanLoss:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .batch import Batch, shares
 from .progress import Progress
 from .quiet import quiet
+from .routed import measured_routed
 from .weighted_layers import weighted_layers
 
 
@@ -36,6 +37,7 @@ def filter_normalised(weights: Sequence[Tensor]) -> list[Tensor]:
     return directions
 
 
+@measured_routed
 def loss_slice(model: nn.Module,
                batches: Sequence[Batch],
                steps: Sequence[float],

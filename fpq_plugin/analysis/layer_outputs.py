@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from .batch import Batch
 from .quiet import quiet
+from .routed import measured_routed
+from .weighted_layers import layer_kind
 
 
+@measured_routed
 def layer_output(model: nn.Module, batches: Sequence[Batch],
                  name: str) -> Tensor:
     """Outputs of one layer over all batches, channels first.
@@ -24,11 +27,12 @@ def layer_output(model: nn.Module, batches: Sequence[Batch],
         Tensor: (channels, values), on the CPU.
 
     Raises:
-        ValueError: If the model does not call the layer.
+        ValueError: If the layer is of no type that can be quantized, or the
+            model does not call it.
     """
     seen: list[Tensor] = []
     layer = model.get_submodule(name)
-    axis = 1 if isinstance(layer, nn.Conv2d) else -1
+    axis = layer_kind(layer, name).channel_axis
 
     def keep(module: nn.Module, args: tuple, output: Tensor) -> None:
         output = getattr(output, 'value', output).detach()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .batch import Batch
+from .weighted_layers import layer_kind
 
 FLOAT_BITS = 4
 """Bits whose step a float layer's noise has."""
@@ -56,13 +57,16 @@ def weight_steps(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     steps = {}
     for name, layer in layers.items():
         weight = layer.weight.detach()
+        axis = layer_kind(layer, name).weight_axis
         quantizer = _quantizer(layer, 'weight_quantizer')
         if quantizer is None:
-            step = (2 * weight.abs().flatten(1).amax(1) /
+            step = (2 * weight.abs().movedim(axis, 0).flatten(1).amax(1) /
                     (2**FLOAT_BITS - 1))
         else:
             step = quantizer.step()
-        steps[name] = step.view(-1, *[1] * (weight.dim() - 1))
+        shape = [1] * weight.dim()
+        shape[axis] = -1
+        steps[name] = step.view(shape)
     return steps
 
 

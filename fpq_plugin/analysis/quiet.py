@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..calibration_data import same_randomness
+from ..modes import kept_modes
 
 
 @contextmanager
@@ -25,18 +26,16 @@ def quiet(model: nn.Module,
         seed (int): Seed of torch's random numbers inside.
         parameters (Iterable[nn.Parameter]): What is differentiated.
     """
-    modes = {module: module.training for module in model.modules()}
     wanted = {id(parameter) for parameter in parameters}
     needs = {p: p.requires_grad for p in model.parameters()}
     try:
-        model.eval()
         for parameter in needs:
             parameter.requires_grad_(id(parameter) in wanted)
-        with same_randomness(), torch.set_grad_enabled(bool(wanted)):
+        with kept_modes(model), same_randomness(), (
+                torch.set_grad_enabled(bool(wanted))):
+            model.eval()
             torch.manual_seed(seed)
             yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for parameter, need in needs.items():
             parameter.requires_grad_(need)

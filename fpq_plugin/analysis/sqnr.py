@@ -62,7 +62,8 @@ def layer_sqnr(model: nn.Module,
             stack.enter_context(
                 removing(
                     layer.register_forward_hook(
-                        _of_layer(powers[name, 'output']))))
+                        _of_layer(powers[name, 'output']),
+                        with_kwargs=True)))
         with quiet(model, 0):
             for batch in batches:
                 batch.output(model)
@@ -102,9 +103,10 @@ def _of_quantizer(power: _Power):
 
 def _of_layer(power: _Power):
 
-    def hook(layer: QuantizedLayer, args: tuple, output: Tensor) -> None:
+    def hook(layer: QuantizedLayer, args: tuple, kwargs: dict,
+             output: Tensor) -> None:
         with torch.no_grad():
-            exact = layer.float_type.forward(layer, args[0])
+            exact = layer.float_type.forward(layer, *args, **kwargs)
         power.add(exact, getattr(output, 'value', output))
 
     return hook

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os.path as osp
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mmengine import Config
@@ -18,7 +19,8 @@ class Subject:
     """A model with its origin.
 
     Attributes:
-        family (str): The config's name: models of a family are one run's.
+        family (str): The config's name, or its path if others have the same
+            name: models of a family are one run's.
         epoch (int, optional): Epoch of the checkpoint, if it says so.
         config (Config): The config.
         files (tuple[str, str]): Paths of config and checkpoint as given.
@@ -46,7 +48,8 @@ def load_subjects(pairs: list[tuple[str, str]],
         ValueError: If a file is missing or a checkpoint does not fit its
             config; the message names both.
     """
-    subjects = [_load(*pair, device) for pair in pairs]
+    families = _families(config for config, _ in pairs)
+    subjects = [_load(*pair, families[pair[0]], device) for pair in pairs]
     labels = [subject.label for subject in subjects]
     for subject in subjects:
         if labels.count(subject.label) > 1:
@@ -70,7 +73,21 @@ def last_of_families(subjects: list[Subject]) -> list[Subject]:
     return list(last.values())
 
 
-def _load(config: str, checkpoint: str, device: str) -> Subject:
+def _families(configs: Iterable[str]) -> dict[str, str]:
+    """A name for each config file, by its path as given."""
+    stems = {config: osp.splitext(config)[0] for config in configs}
+    files = {osp.realpath(config): config for config in stems}
+    names = [osp.basename(stems[config]) for config in files.values()]
+    return {
+        config: name if names.count(name) == 1 else
+        osp.splitext(files[osp.realpath(config)])[0]
+        for config, name in (
+            (c, osp.basename(stem)) for c, stem in stems.items())
+    }
+
+
+def _load(config: str, checkpoint: str, family: str,
+          device: str) -> Subject:
     if not osp.isfile(config):
         raise ValueError(f'no config {config!r}')
     if '://' not in checkpoint and not osp.isfile(checkpoint):
@@ -81,7 +98,6 @@ def _load(config: str, checkpoint: str, device: str) -> Subject:
     except (ValueError, RuntimeError) as error:
         raise ValueError(f'{checkpoint!r} does not fit {config!r}: {error}'
                          ) from error
-    family = osp.splitext(osp.basename(config))[0]
     epoch = load_file(checkpoint).get('meta', {}).get('epoch')
     return Subject(family, epoch, cfg, (config, checkpoint),
                    model.to(device), family)

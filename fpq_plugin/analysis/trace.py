@@ -12,6 +12,7 @@ from .batch import Batch, shares
 from .estimate import Estimate
 from .progress import Progress
 from .quiet import quiet
+from .routed import measured_routed
 from .weighted_layers import weighted_layers
 
 MAX_ELEMENTS = 2**26
@@ -36,6 +37,7 @@ class HessianTrace:
     data_error: float
 
 
+@measured_routed
 def hessian_trace(model: nn.Module,
                   batches: Sequence[Batch],
                   probes: int = 16,

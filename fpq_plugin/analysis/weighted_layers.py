@@ -48,3 +48,22 @@ def weighted_layers(model: nn.Module,
         for name, layer in found.items()
         if any(matches(name, pattern) for pattern in patterns)
     }
+
+
+def layer_kind(layer: nn.Module, name: str) -> type[QuantizedLayer]:
+    """The class of a layer's quantized form; it tells the layer's axes.
+
+    Args:
+        layer (nn.Module): The layer, quantized or not.
+        name (str): Its name, for the message.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if isinstance(layer, QuantizedLayer):
+        return type(layer)
+    kind = quantized_type(layer, get_backend('torch_ao'))
+    if kind is None:
+        raise ValueError(f'{name!r} is a {type(layer).__name__}, which has no '
+                         'quantized form')
+    return kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from mmengine.registry import HOOKS
@@ -18,7 +19,7 @@ class OutputVarianceHook(MeasureHook):
     Args:
         sigma (float): Standard deviation of the noise, in units of the
             preprocessed input. Defaults to 0.1.
-        draws (int): Draws for each image. Defaults to 4.
+        draws (int): Draws for each image, at least 2. Defaults to 4.
         interval (int): Epochs between measurements. Defaults to 1.
         num_images (int): Training images, drawn once. Defaults to 256.
         seed (int): Seed of all draws. Defaults to 0.
@@ -34,6 +35,13 @@ class OutputVarianceHook(MeasureHook):
                  seed: int = 0) -> None:
         super().__init__(interval, num_images, seed=seed)
         self._check(draws=draws)
+        if draws < 2:
+            raise ValueError('OutputVarianceHook.draws: a variance needs 2 or '
+                             f'more, got {draws}')
+        if isinstance(sigma, bool) or not (
+                isinstance(sigma, (int, float)) and 0 < sigma < math.inf):
+            raise ValueError('OutputVarianceHook.sigma: must be a positive '
+                             f'number, got {sigma!r}')
         self.sigma = sigma
         self.draws = draws
 

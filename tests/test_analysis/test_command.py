@@ -15,6 +15,7 @@ from fpq_plugin import load_model
 from fpq_plugin.analysis import hessian_trace, mean_loss
 from fpq_plugin.analysis.__main__ import main
 from fpq_plugin.analysis.data import draw, loader_of, prepared
+from fpq_plugin.analysis.subject import load_subjects
 
 FPQ = 'fashion_mnist/resnet_fpq_w4a4.py'
 FULL = 'fashion_mnist/resnet_fp.py'
@@ -150,7 +151,7 @@ def test_other_mistakes(trained, capsys, tmp_path, monkeypatch):
     assert '9999 images asked for, the data set has 1400' in refused(
         capsys, *args, '--images', '9999')
     assert 'is given twice' in refused(capsys, *args, *args)
-    write_config(trained / 'no_data.py', FULL, **{'train_dataloader': None})
+    assert '--device abacus' in refused(capsys, *args, '--device', 'abacus')
     monkeypatch.setenv('FPQ_DATA_ROOT', str(tmp_path))
     told = refused(capsys, *args)
     assert 'no data: train_dataloader' in told
@@ -161,3 +162,13 @@ def test_a_missing_package_is_named(trained, capsys, monkeypatch):
                         lambda name: None)
     assert "pip install 'fpq-openmmlab[analysis]'" in refused(
         capsys, *pairs(trained, 'full'))
+
+
+def test_configs_of_one_name_are_told_apart(trained, tmp_path):
+    other = tmp_path / 'full.py'
+    other.write_bytes((trained / 'full.py').read_bytes())
+    full = pairs(trained, 'full')
+    subjects = load_subjects([tuple(full), (str(other), full[1])])
+    assert [s.family for s in subjects] == [
+        str(trained / 'full'), str(tmp_path / 'full')]
+    assert [s.family for s in load_subjects([tuple(full)])] == ['full']

@@ -1,5 +1,6 @@
 """The measurements beside curvature, against closed forms and references."""
 
+import copy
 import math
 
 import pytest
@@ -52,17 +53,24 @@ def snapshot(model):
         rng=torch.get_rng_state())
 
 
-@pytest.mark.parametrize('backend', ['float', 'torch_ao', 'brevitas'])
+OBSERVED = dict(type='TorchAOFakeQuantize', bits=4)
+
+
+@pytest.mark.parametrize(('backend', 'more'), [
+    ('float', {}), ('torch_ao', {}), ('brevitas', {}),
+    ('torch_ao', dict(weight=OBSERVED, activation=OBSERVED))])
 @pytest.mark.parametrize('name', list(MEASURES))
-def test_the_model_is_left_as_it_was(name, backend):
+def test_the_model_is_left_as_it_was(name, backend, more):
     model, batches = small_net(False), small_batches(2, 4)
     if backend != 'float':
         fpq_plugin.convert(
-            model.float(), backend=backend, perturbation=dict(p=1.0))
+            model.float(), backend=backend, perturbation=dict(p=1.0), **more)
         fpq_plugin.calibrate(model, [b.inputs.float() for b in batches])
         batches = [PlainBatch(b.inputs.float(), b.target) for b in batches]
     model.train()
     model[2].eval()
+    if more:
+        model[0].input_quantizer.fake.disable_observer()
     model[0].weight.requires_grad_(False)
     before = snapshot(model)
     assert MEASURES[name](model, batches) is not None
@@ -252,3 +260,97 @@ def test_a_layer_that_is_not_called_is_told():
     batch = PlainBatch(torch.randn(2, 2), torch.zeros(2).long())
     with pytest.raises(ValueError, match=r"not call the layer '0\.unused'"):
         channel_ranges(model, [batch], '0.unused')
+
+
+@pytest.mark.parametrize(('layer', 'shape', 'axis'), [
+    (nn.Conv1d(2, 3, 3), (2, 9), 1),
+    (nn.Conv3d(2, 3, 2), (2, 4, 4, 4), 1),
+    (nn.ConvTranspose2d(2, 3, 3), (2, 5, 6), 1),
+    (nn.Linear(4, 3), (7, 4), -1),
+], ids=str)
+@pytest.mark.parametrize('quantize', [False, True])
+def test_channels_are_those_of_any_layer(layer, shape, axis, quantize):
+    model = nn.Sequential(copy.deepcopy(layer))
+    x = torch.randn(5, *shape)
+    if quantize:
+        fpq_plugin.convert(model)
+        fpq_plugin.calibrate(model, [x])
+    found = channel_ranges(model, [PlainBatch(x, torch.zeros(5))], '0')
+    out = model.eval()(x).detach().movedim(axis, 0).flatten(1)
+    torch.testing.assert_close(found.low, out.amin(1))
+    torch.testing.assert_close(found.high, out.amax(1))
+
+
+def test_weight_steps_are_along_the_output_channels():
+    layer = nn.ConvTranspose2d(2, 3, 3)
+    steps = weight_steps(dict(up=layer))['up']
+    wanted = [2 * layer.weight[:, c].abs().max() / 15 for c in range(3)]
+    torch.testing.assert_close(
+        steps, torch.stack(wanted).detach().view(1, 3, 1, 1))
+    model = nn.Sequential(layer)
+    fpq_plugin.convert(model, first_last_bits=None)
+    fpq_plugin.calibrate(model, [torch.randn(4, 2, 5, 5)])
+    steps = weight_steps(dict(up=layer))['up']
+    torch.testing.assert_close(
+        steps, layer.weight_quantizer.step().view(1, 3, 1, 1))
+
+
+class Unused(nn.Module):
+    """Has a layer that it calls, and one whose output it drops."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.dropped = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x):
+        self.dropped(x)
+        return self.used(x)
+
+
+def test_a_layer_without_a_part_in_the_loss_has_no_curvature():
+    torch.manual_seed(0)
+    model = Unused()
+    batches = [PlainBatch(torch.randn(6, 4), torch.randint(2, (6, )))]
+    both = hessian_trace(model, batches, 8)
+    alone = hessian_trace(model, batches, 8, layers=['used'])
+    assert both.layers['dropped'].value == 0
+    assert both.layers['used'].value > 0
+    assert math.isclose(alone.total.value, alone.layers['used'].value,
+                        rel_tol=1e-5)
+    norms = noise_gradient_norm(model, batches, 2)
+    only = noise_gradient_norm(model, batches, 2, layers=['used'])
+    assert math.isclose(norms.clean, only.clean, rel_tol=1e-6)
+    assert hessian_trace(model, batches, 2, layers=['dropped']
+                         ).total.value == 0
+
+
+class CrossAttention(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x + 1, x * 2, need_weights=False)[0].mean(1)
+
+
+def test_attention_is_measured_in_its_projections():
+    """A float model has the layers of its quantized form, for the call."""
+    torch.manual_seed(0)
+    model = CrossAttention()
+    batches = [PlainBatch(torch.randn(6, 5, 8), torch.randint(8, (6, )))]
+    names = ['attention.in_projection', 'attention.out_proj']
+    before = list(model.modules())
+    found = hessian_trace(model, batches, 4)
+    assert sorted(found.layers) == names
+    noise = noise_gradient_norm(model, batches, 2)
+    assert noise.feature.value != noise.clean
+    assert type(model.attention) is nn.MultiheadAttention
+    assert list(model.modules()) == before
+
+    fpq_plugin.convert(model, first_last_bits=None)
+    fpq_plugin.calibrate(model, [batches[0].inputs])
+    assert sorted(hessian_trace(model, batches, 4).layers) == names
+    errors = layer_sqnr(model, batches)
+    assert sorted(errors) == names
+    assert all(5 < e.output < 60 for e in errors.values())

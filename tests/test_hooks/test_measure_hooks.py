@@ -127,6 +127,8 @@ def test_two_processes_train_the_same_with_and_without(fp, tmp_path):
     (lambda: HessianTraceHook(probes=1.5), 'HessianTraceHook.probes'),
     (lambda: OutputVarianceHook(num_images=-1),
      'OutputVarianceHook.num_images'),
+    (lambda: OutputVarianceHook(draws=1), 'OutputVarianceHook.draws: a var'),
+    (lambda: OutputVarianceHook(sigma='x'), 'OutputVarianceHook.sigma: must'),
 ])
 def test_wrong_numbers_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
