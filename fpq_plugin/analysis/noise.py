@@ -22,29 +22,29 @@ def feature_steps(model: nn.Module, layers: Mapping[str, nn.Module],
     """The activation step of each layer, in units of its input.
 
     Of a float input it is that of equation (4) at 4 bits, from the range
-    over ``batches``.
+    over ``batches``; of a Brevitas tensor that comes quantized, its own.
     """
     steps: dict[str, Any] = {}
-    ranges: dict[str, Any] = {}
+    ranges: dict[str, list[tuple[Tensor, ...]]] = {}
+    unknown = False
     with ExitStack() as stack:
         for name, layer in layers.items():
             quantizer = _quantizer(layer, 'input_quantizer')
             if quantizer is not None:
                 steps[name] = quantizer.step()
                 continue
-            ranges[name] = []
+            unknown = True
             stack.enter_context(
                 removing(
                     layer.register_forward_pre_hook(
-                        _watch(ranges[name]))))
-        if ranges:
+                        _watch(name, steps, ranges))))
+        if unknown:
             with torch.no_grad():
                 for batch in batches:
                     batch.output(model)
     for name, seen in ranges.items():
-        if seen:
-            low, high = (torch.stack(v) for v in zip(*seen))
-            steps[name] = (high.max() - low.min()) / (2**FLOAT_BITS - 1)
+        low, high = (torch.stack(v) for v in zip(*seen))
+        steps[name] = (high.max() - low.min()) / (2**FLOAT_BITS - 1)
     return steps
 
 
@@ -128,15 +128,21 @@ def _on_output(step: Tensor):
 def _on_input(step: Tensor):
 
     def hook(module: nn.Module, args: tuple) -> tuple:
-        return (args[0] + _noise(args[0], step), *args[1:])
+        x = getattr(args[0], 'value', args[0])
+        return (x + _noise(x, step), *args[1:])
 
     return hook
 
 
-def _watch(seen: list[tuple[Tensor, ...]]):
+def _watch(name: str, steps: dict[str, Tensor],
+           ranges: dict[str, list[tuple[Tensor, ...]]]):
 
     def hook(module: nn.Module, args: tuple) -> None:
-        seen.append(tuple(args[0].detach().aminmax()))
+        x = args[0]
+        if getattr(x, 'scale', None) is not None:
+            steps[name] = x.scale.detach()
+        else:
+            ranges.setdefault(name, []).append(tuple(x.detach().aminmax()))
 
     return hook
 

@@ -29,6 +29,9 @@ from brevitas_adapters import (
     float_twin,
 )
 from fpq_plugin import CSDLoss, Distiller, QuantizedLayer, calibrate
+from fpq_plugin.analysis.batch import PlainBatch
+from fpq_plugin.analysis.gradient_norm import noise_gradient_norm
+from fpq_plugin.analysis.noise import feature_steps
 from fpq_plugin.calibrate import uninitialized
 from fpq_plugin.convert import noise_clock
 from fpq_plugin.export import export_onnx
@@ -168,3 +171,25 @@ def test_what_cannot_be_adopted_is_named():
     assert type(model[0]) is QuantLinear
 
 
+
+
+def test_noise_on_inputs_that_come_quantized_has_their_step():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        QuantConv2d(1, 4, 3, weight_bit_width=4,
+                    weight_quant=Int8WeightPerChannelFloat,
+                    input_quant=ShiftedUint8ActPerTensorFloat),
+        QuantReLU(act_quant=Uint8ActPerTensorFloat, bit_width=4,
+                  return_quant_tensor=True),
+        nn.Flatten(),
+        QuantLinear(4 * 36, 3, weight_bit_width=4,
+                    weight_quant=Int8WeightPerChannelFloat))
+    adopt(model, perturbation=dict(p=0.1))
+    batch = PlainBatch(torch.rand(16, 1, 8, 8), torch.randint(3, (16, )))
+    calibrate(model, [batch.inputs])
+    model.eval()
+    steps = feature_steps(model, {'3': model[3]}, [batch])
+    wanted = model[1](model[0](batch.inputs)).scale
+    torch.testing.assert_close(steps['3'], wanted.detach())
+    found = noise_gradient_norm(model, [batch], 4)
+    assert found.feature_loss.value != found.clean_loss
