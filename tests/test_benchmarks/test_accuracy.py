@@ -56,6 +56,20 @@ def test_the_interval_is_students(bench):
     assert bench.report.paired([0.3]) == (0.3, None)
 
 
+def test_the_manuals_gains_are_those_of_the_runs(bench):
+    found = bench.report.collect(ROOT / 'benchmarks/accuracy/results/runs')
+    lines = (ROOT / 'docs/methods.md').read_text().split(
+        '| | W4A4 | W2A4 | W2A2 |\n')[1].splitlines()[1:]
+    rows = [[cell.strip(' `') for cell in line.split('|')[1:-1]]
+            for line in lines[:lines.index('')]]
+    assert len(rows) > 4
+    for method, *gains in rows:
+        for bits, gain in zip(('w4a4', 'w2a4', 'w2a2'), gains):
+            if gain:
+                row, = (r for r in found['wide', bits] if r.method == method)
+                assert (f'{row.gain:+.2f}', len(row.top1)) == (gain, 3)
+
+
 def test_a_run_is_the_same_alone_and_after_others(bench, digits, tmp_path):
     def run(folder, *names):
         args = argparse.Namespace(
