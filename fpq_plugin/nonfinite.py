@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+# Sums of squares of larger values leave float32 in an ordinary map.
+HUGE = 1e15
+
 
 class NonFiniteGuard:
     """Raises as soon as a training forward's losses are not finite.
@@ -39,7 +42,8 @@ class NonFiniteGuard:
                 f'{", ".join(bad)} is not finite. '
                 f'{first_non_finite(model, args, kwargs)} The checkpoints '
                 'written so far are good: resume from the last one with a '
-                'lower learning rate.')
+                'lower learning rate, or, where steps of quantizers run away, '
+                'with scale_lr_mult=0.1.')
 
 
 @torch.no_grad()
@@ -58,12 +62,15 @@ def first_non_finite(model: nn.Module, args: tuple, kwargs: dict) -> str:
         if not _finite(tensor):
             return f'The parameter {name} is not finite.'
     found: list[str] = []
+    largest: dict[str, float] = {}
 
     def look(name: str):
 
         def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
             if not found and not _finite(output):
                 found.append(name)
+            if isinstance(output, torch.Tensor) and output.numel():
+                largest[name] = float(output.abs().max())
 
         return hook
 
@@ -78,6 +85,10 @@ def first_non_finite(model: nn.Module, args: tuple, kwargs: dict) -> str:
             handle.remove()
     if found:
         return f'The first such output is that of {found[0]}.'
+    name = max(largest, key=largest.__getitem__, default='')
+    if name and largest[name] > HUGE:
+        return (f'All layer outputs are finite, but those of {name} reach '
+                f'{largest[name]:.1e}: the training has diverged.')
     return 'All layer outputs are finite: look at the loss itself.'
 
 

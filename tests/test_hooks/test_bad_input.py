@@ -153,6 +153,25 @@ def test_an_activation_that_is_not_finite_names_the_layer(fpq_config):
         runner.train()
 
 
+def test_a_step_that_ran_away_names_the_layer(fpq_config):
+    """Maps whose squares leave float32: each value of them is finite."""
+    runner = Runner.from_cfg(fpq_config())
+
+    class Break(Hook):
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            conv = runner.model.backbone.layer3[1].conv2
+            with torch.no_grad():
+                for name, parameter in conv.named_parameters():
+                    if not name.startswith('input'):
+                        parameter.mul_(1e20)
+
+    runner.register_hook(Break())
+    with pytest.raises(FloatingPointError,
+                       match=r'backbone.layer3.1.conv2\S* reach .*e\+.*diverged'):
+        runner.train()
+
+
 @pytest.mark.parametrize('by_epoch', [True, False])
 def test_a_scale_that_is_not_finite_is_never_saved(fpq_config, by_epoch):
     """Nor does it cost the last good checkpoint, the only one kept."""
