@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 import torch
-from cells import EPOCHS, Cell
+from cells import Cell
 from mmengine.runner import Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -43,9 +43,8 @@ def main() -> None:
 @torch.no_grad()
 def measure(cell: Cell, work: Path) -> dict:
     """Top-1 (%) of a cell's checkpoint, before and after."""
-    epochs = EPOCHS[cell.model]
-    cfg = build_config(cell, work, epochs)
-    model = load_model(cfg, str(checkpoint(cell, work, epochs)))
+    cfg = build_config(cell, work)
+    model = load_model(cfg, str(checkpoint(cell, work)))
     row = dict(cell=str(cell), as_trained=top1(model, cfg))
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     for norm in norms:

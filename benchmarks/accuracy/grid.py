@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 
 import torch
-from cells import EPOCHS, Cell, grid
+from cells import Cell, grid
 from train import ROOT, checkpoint, train, write
 
 
@@ -58,12 +58,12 @@ def run(cell: Cell, args: argparse.Namespace) -> None:
     """Train ``cell`` unless its record is there; a failure is recorded."""
     path = args.out / f'{cell.key}.json'
     is_teacher = cell.method == 'fp'
-    epochs = args.epochs or EPOCHS[cell.model]
-    gone = is_teacher and not checkpoint(cell, args.work, epochs).exists()
+    made = checkpoint(cell, args.work, args.epochs)
+    gone = is_teacher and not made.exists()
     if path.exists() and not gone:
         return
     try:
-        record = train(cell, args.work, epochs)
+        record = train(cell, args.work, args.epochs)
     except (FloatingPointError, ValueError, RuntimeError) as error:
         if is_teacher:
             raise

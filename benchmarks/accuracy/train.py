@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import torch
-from cells import METHODS, Cell
+from cells import METHODS, SETTINGS, Cell
 from mmengine import Config
 from mmengine.runner import Runner
 
@@ -22,13 +22,15 @@ BASES = ROOT / 'mm_configs/_base_'
 MODEL_FILES = dict(
     resnet='resnet_thin_fashion_mnist.py',
     wide='resnet_wide_fashion_mnist.py',
-    mobilenet='mobilenet_v2_fashion_mnist.py')
+    mobilenet='mobilenet_v2_half_fashion_mnist.py')
 FP_LR = 0.1
 _number = itertools.count()
 
 
-def config_text(cell: Cell, work: Path, epochs: int) -> str:
+def config_text(cell: Cell, work: Path, epochs: int | None = None) -> str:
     """The cell's config file."""
+    load_from = checkpoint(cell.teacher, work, epochs)
+    epochs = epochs or cell.epochs
     bases = ['fashion_mnist_1k.py', MODEL_FILES[cell.model], 'sgd_40e.py']
     lines = [
         f'randomness = dict(seed={cell.seed})',
@@ -46,7 +48,7 @@ def config_text(cell: Cell, work: Path, epochs: int) -> str:
         bases.append(f'methods/{fragment}.py')
         lines += [
             'default_hooks = dict(fpq=_base_.fpq)',
-            f'load_from = {str(checkpoint(cell.teacher, work, epochs))!r}'
+            f'load_from = {str(load_from)!r}'
         ]
         if fragment == 'lsq_sam':
             lines.append('optim_wrapper = _base_.sam')
@@ -60,7 +62,8 @@ def config_text(cell: Cell, work: Path, epochs: int) -> str:
     return f'_base_ = [\n{names}]\n' + '\n'.join(lines) + '\n'
 
 
-def build_config(cell: Cell, work: Path, epochs: int) -> Config:
+def build_config(cell: Cell, work: Path,
+                 epochs: int | None = None) -> Config:
     """Write the cell's config into its folder and read it."""
     folder = work / cell.key
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,23 +84,25 @@ def options(cell: Cell) -> dict:
     changes = {
         'weight.bits': weight,
         'activation.bits': activation,
+        **SETTINGS[cell.model],
         **METHODS[cell.method][1]
     }
     return {f'default_hooks.fpq.{k}': v for k, v in changes.items()}
 
 
-def checkpoint(cell: Cell, work: Path, epochs: int) -> Path:
+def checkpoint(cell: Cell, work: Path, epochs: int | None = None) -> Path:
     """The cell's last checkpoint."""
-    return work / cell.key / f'epoch_{epochs}.pth'
+    return work / cell.key / f'epoch_{epochs or cell.epochs}.pth'
 
 
-def train(cell: Cell, work: Path, epochs: int) -> dict:
+def train(cell: Cell, work: Path, epochs: int | None = None) -> dict:
     """Train and test ``cell``; its record.
 
     Args:
         cell (Cell): The run.
         work (Path): Folder of all work directories; the teacher's is there.
-        epochs (int): Epochs of the teacher, and again of the student.
+        epochs (int, optional): Epochs of the teacher, and again of the
+            student. Defaults to None: the cell's.
 
     Returns:
         dict: Top-1 (%) on the test set after the last epoch, the means of
@@ -105,6 +110,7 @@ def train(cell: Cell, work: Path, epochs: int) -> dict:
         what made them.
     """
     cfg = build_config(cell, work, epochs)
+    epochs = epochs or cell.epochs
     cfg.default_hooks.logger.interval = 20
     cfg.default_hooks.checkpoint = dict(
         type='CheckpointHook', interval=epochs, save_optimizer=False)

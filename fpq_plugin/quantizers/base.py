@@ -9,7 +9,10 @@ from torch import Tensor
 from torch.ao.quantization import FakeQuantizeBase
 
 from .grid import Grid
+from .mse_range import mse_range
 from .quantizer import Quantizer
+
+OBSERVERS = ('min_max', 'mse')
 
 
 class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
@@ -31,6 +34,11 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
         num_channels (int, optional): Number of channels, if ``per_channel``.
             Defaults to None: taken from the first tensor (the torch.ao
             ``QConfig`` case, where the constructor cannot know it).
+        observer (str): What a tensor's range is in calibration: 'min_max',
+            the spec's (4) and (5), or 'mse', the share of it that is
+            quantized with the least mean squared error, which 2-bit
+            activations need in nets that min_max makes diverge. Defaults to
+            'min_max'.
         factory_kwargs (dict, optional): ``device`` and ``dtype`` that
             torch.ao's QAT modules hand to a weight's fake quantizer.
             Defaults to None.
@@ -41,7 +49,7 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
 
     Raises:
         ValueError: If ``bits`` is not an integer of 2 to 8, or
-            ``num_channels`` is not positive.
+            ``num_channels`` is not positive, or ``observer`` unknown.
     """
 
     integer_zero_point = True
@@ -53,12 +61,17 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
                  per_channel: bool = False,
                  ch_axis: int = 0,
                  num_channels: int | None = None,
+                 observer: str = 'min_max',
                  factory_kwargs: dict | None = None) -> None:
         device = (factory_kwargs or {}).get('device')
         super().__init__(bits, device)
         if num_channels is not None and num_channels < 1:
             raise ValueError(f'num_channels must be positive, got '
                              f'{num_channels}')
+        if observer not in OBSERVERS:
+            raise ValueError(f'observer must be one of {OBSERVERS}, got '
+                             f'{observer!r}')
+        self.observer = observer
         self.symmetric = symmetric
         self.signed = symmetric if signed is None else signed
         self.is_per_channel = per_channel
@@ -90,7 +103,7 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Widen the observed range by ``x``'s minimum and maximum."""
+        """Widen the observed range by ``x``'s, as ``observer`` takes it."""
         x = x.detach().float()
         if self.is_per_channel:
             self._fix_channels(x.shape[self.ch_axis])
@@ -103,7 +116,30 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
 
     def _range(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Lowest and highest value to hold of each row, each (C,)."""
-        return rows.aminmax(dim=1)
+        low, high = rows.aminmax(dim=1)
+        if self.observer == 'mse':
+            return mse_range(low, high, rows, self._quantize_rows)
+        return low, high
+
+    def _quantize_rows(self, rows: Tensor, low: Tensor,
+                       high: Tensor) -> Tensor:
+        """``rows`` (C, n) in the grids that hold [low, high], each (C,)."""
+        step, zero = (each[:, None] for each in self._affine(low, high))
+        integers = torch.round(rows / step) + zero
+        return (integers.clamp(self.quant_min, self.quant_max) - zero) * step
+
+    def _affine(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Step and zero point (float) of the grids that hold [low, high]."""
+        low, high = low.clamp_max(0), high.clamp_min(0)
+        if self.symmetric:
+            high = torch.maximum(-low, high)
+            low = -high if self.signed else torch.zeros_like(high)
+        step = (high - low) / (self.quant_max - self.quant_min)
+        step = torch.where(step > 0, step, torch.ones_like(step))
+        if self.symmetric:
+            return step, torch.zeros_like(step)
+        zero = torch.round(self.quant_max - high / step)
+        return step, zero.clamp(self.quant_min, self.quant_max)
 
     def was_observed(self) -> bool:
         """Whether :meth:`observe` has seen a tensor since the last reset."""
@@ -127,17 +163,8 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
             raise ValueError(
                 'the observed range is '
                 f'[{self.min_val.min():g}, {self.max_val.max():g}]')
-        low, high = self.min_val.clamp_max(0), self.max_val.clamp_min(0)
-        if self.symmetric:
-            high = torch.maximum(-low, high)
-            low = -high if self.signed else torch.zeros_like(high)
-        step = (high - low) / (self.quant_max - self.quant_min)
-        step = torch.where(step > 0, step, torch.ones_like(step))
-        if self.symmetric:
-            self.zero_point.zero_()
-        else:
-            zero = torch.round(self.quant_max - high / step)
-            self.zero_point.copy_(zero.clamp(self.quant_min, self.quant_max))
+        step, zero = self._affine(self.min_val, self.max_val)
+        self.zero_point.copy_(zero)
         self._set_step(step)
         self._mark_initialized()
         self.reset_observer()
