@@ -84,7 +84,8 @@ def test_long_tensors_are_sampled_and_draw_nothing_from_the_run():
     assert found <= 1.02 * least
 
 
-def test_through_convert_and_in_pact():
+@pytest.mark.parametrize('backend', ['torch_ao', 'brevitas'])
+def test_through_convert_and_in_pact(backend):
     """Of an outlier of 2-bit ReLU maps less than half is kept."""
     torch.manual_seed(0)
     x = torch.randn(64, 1, 8, 8).relu()
@@ -96,10 +97,11 @@ def test_through_convert_and_in_pact():
             convert(
                 model,
                 first_last_bits=None,
+                backend=backend,
                 activation=dict(type=kind.__name__, bits=2, observer=observer))
             calibrate(model, [x])
-            quantizer = model[0].input_quantizer
-            highest[observer] = quantizer.eval()(x).max().item()
+            held = model[0].eval().input_quantizer(x)
+            highest[observer] = held.max().item()
         assert highest['min_max'] == pytest.approx(20, rel=1e-5)
         assert highest['mse'] < 10
 
