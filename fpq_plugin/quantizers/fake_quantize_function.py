@@ -52,8 +52,10 @@ def _quantize(x: Tensor, scale: Tensor, zero_point: Tensor,
     dtype = _compute_dtype(x)
     step = positive_step(scale).to(dtype)
     low, high = _bounds(zero_point, quant_min, quant_max, dtype)
-    steps = (x.to(dtype) / step).round_().clamp_(low, high)
-    return steps.mul_(step).to(x.dtype)
+    out = torch.round(x.to(dtype) / step).clamp(low, high) * step
+    # No second name for one tensor: torch.compile of torch 2.11 then loses
+    # the gradient (pytorch/pytorch#180642).
+    return out if out.dtype == x.dtype else out.to(x.dtype)
 
 
 def _bounds(zero_point: Tensor, quant_min: int | Tensor,
