@@ -3,17 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model and how it is trained.
+
+    Attributes:
+        file (str): The model's file in mm_configs/_base_.
+        teacher_epochs (int): Epochs in full precision.
+        epochs (int): Epochs of each quantized run.
+        hook (dict): Options of the hook that all its runs have.
+        config (dict): Options of the config that all its runs have.
+    """
+
+    file: str
+    teacher_epochs: int = 40
+    epochs: int = 40
+    hook: dict = field(default_factory=dict)
+    config: dict = field(default_factory=dict)
+
+
+_WIDE = 'resnet_wide_fashion_mnist.py'
+# The observed range as it is makes MobileNetV2 diverge at W2A2.
+_MSE = {'activation.observer': 'mse'}
+MODELS = dict(
+    resnet=Setup('resnet_thin_fashion_mnist.py'),
+    wide=Setup(_WIDE),
+    mobilenet=Setup('mobilenet_v2_half_fashion_mnist.py', 60, 15, _MSE),
+    # One thing otherwise than in wide.
+    wide_weak_teacher=Setup(_WIDE, teacher_epochs=3),
+    wide_160_epochs=Setup(_WIDE, epochs=160),
+    wide_5000_images=Setup(
+        _WIDE, config={'train_dataloader.dataset.indices': 5000}),
+    # Of the usual width: for a GPU.
+    resnet18=Setup('resnet18_fashion_mnist.py'),
+    mobilenet_v2=Setup('mobilenet_v2_full_fashion_mnist.py', 60, 40, _MSE),
+)
 SEEDS = (0, 1, 2)
 BITS = ('w4a4', 'w2a4', 'w2a2')
-# From a model to its epochs: of the teacher, and then of the student.
-EPOCHS = dict(resnet=(40, 40), wide=(40, 40), mobilenet=(60, 15))
-MODELS = tuple(EPOCHS)
-# From a model to options of the hook that all its runs have. The observed
-# range as it is makes MobileNetV2 diverge at W2A2.
-SETTINGS: dict[str, dict] = dict(
-    resnet={}, wide={}, mobilenet={'activation.observer': 'mse'})
 ABLATION = ('lsq', 'sfp', 'csd', 'fpq')
 RIVALS = ('kd', 'lsq_plus', 'pact', 'lsq_sam', 'torch_ao', 'weight_noise',
           'per_tensor', 'fpq_kd')
@@ -35,6 +65,13 @@ METHODS: dict[str, tuple[str, dict]] = {
        for observer in ('mse', 'min_max') for name in ('lsq', 'fpq')},
     'sfp p=0.5': ('sfp', {'perturbation.p': 0.5}),
     'fpq annealed': ('fpq', {}),
+    **{f'kd sfp p={p}': ('kd', {'perturbation': {
+        'type': 'StochasticFeaturePerturbation', 'p': p}})
+       for p in (0.1, 0.5)},
+    **{f'fpq_kd lambda={weight}':
+       ('fpq_kd', {'distillation.0.loss_weight': weight})
+       for weight in (0.1, 0.3, 3.0)},
+    'kd weight=3': ('kd', {'distillation.loss_weight': 3.0}),
 }
 
 
@@ -66,8 +103,8 @@ class Cell:
     @property
     def epochs(self) -> int:
         """Epochs of the run."""
-        teacher, student = EPOCHS[self.model]
-        return teacher if self.method == 'fp' else student
+        setup = MODELS[self.model]
+        return setup.teacher_epochs if self.method == 'fp' else setup.epochs
 
     @property
     def teacher(self) -> Cell:
@@ -101,28 +138,33 @@ def grid() -> Iterator[Cell]:
 
     A cell may come twice: the second time its record is there.
     """
-    wide, thin, mobile = (('wide', ), ('resnet', ), ('mobilenet', ))
-    yield from _cells(wide, ('lsq', 'fpq', 'csd', 'sfp'), ('w2a4', ))
-    yield from _cells(wide, ('lsq', 'fpq'), ('w2a2', 'w4a4'))
-    yield from _cells(wide, ('kd', 'lsq_plus', 'pact'), ('w2a4', ))
-    yield from _cells(mobile, ('lsq', 'fpq', 'kd'), BITS)
-    yield from _cells(thin, (*ABLATION, 'fpq lambda=0.1'), ('w2a4', ))
+    methods = ('lsq', 'fpq', 'kd', 'fpq_kd', 'csd', 'lsq_plus', 'pact')
+    yield from _cells('wide', methods, BITS)
+    yield from _cells('wide', ABLATION, ('w2a4', ))
+    yield from _cells('mobilenet', methods, BITS)
+    yield from _cells('resnet', (*methods, 'sfp', 'fpq lambda=0.1'),
+                      ('w2a4', ))
     sweep = [name for name in METHODS if name.startswith('fpq p=')]
-    yield from _cells(wide, sweep, ('w2a4', ))
-    yield from _cells(mobile, [f'{name} {option}' for name in ('lsq', 'fpq')
-                               for option in ('observer=min_max',
-                                              'scale_lr=0.1')], ('w2a2', ))
-    methods = ('kd', 'lsq_plus', 'pact')
-    yield from _cells(wide, methods, ('w2a2', 'w4a4'))
-    yield from _cells(mobile, methods, BITS)
+    yield from _cells('wide', sweep, ('w2a4', ))
     # The open choices, where methods differ most.
-    yield from _cells(wide, METHODS, ('w2a2', ))
+    yield from _cells('wide', METHODS, ('w2a2', ))
+    for model in ('wide_weak_teacher', 'wide_5000_images', 'wide_160_epochs'):
+        yield from _cells(model, ('lsq', 'fpq', 'kd', 'fpq_kd'), ('w2a2', ))
+    yield from _cells('mobilenet', [f'{name} {option}'
+                                    for name in ('lsq', 'fpq')
+                                    for option in ('observer=min_max',
+                                                   'scale_lr=0.1')],
+                      ('w2a2', ))
+    for model in ('resnet18', 'mobilenet_v2'):
+        yield from _cells(model, methods, BITS)
+    yield from _cells('resnet18', sweep, ('w2a4', ))
+    yield from _cells('resnet18', (*ABLATION, *RIVALS), BITS)
+    yield from _cells('mobilenet_v2', ABLATION, BITS)
 
 
-def _cells(models: Iterable[str], methods: Iterable[str],
+def _cells(model: str, methods: Iterable[str],
            bits: Iterable[str]) -> Iterator[Cell]:
-    for model in models:
-        for width in bits:
-            for method in methods:
-                for seed in SEEDS:
-                    yield Cell(model, method, width, seed)
+    for width in bits:
+        for method in methods:
+            for seed in SEEDS:
+                yield Cell(model, method, width, seed)

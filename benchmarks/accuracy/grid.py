@@ -1,67 +1,105 @@
 """Methods x models x bits x seeds on Fashion-MNIST: train what is missing.
 
-    python benchmarks/accuracy/grid.py                  # the whole grid
+    python benchmarks/accuracy/grid.py                      # the whole grid
+    python benchmarks/accuracy/grid.py --models wide mobilenet
     python benchmarks/accuracy/grid.py resnet/fpq/w2a4/0    # a cell of it
 
-A run whose JSON is in ``--out`` is kept. The teacher of a run, the
-full-precision run of its seed, is trained first if it is missing.
+A run whose JSON is in ``--out`` is kept. The teachers of the runs, the
+full-precision runs of their seeds, are trained first where they are missing.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
 import time
 import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from cells import Cell, grid
+from cells import MODELS, Cell, grid
 from train import ROOT, checkpoint, train, write
+
+_Each = Callable[[list[tuple[Cell, argparse.Namespace]]], Iterable[str]]
 
 
 def main() -> None:
     args = parse()
-    logging.disable(logging.INFO)
-    torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    cells = args.cells or list(grid())
+    args.deadline = time.time() + 60 * args.minutes if args.minutes else None
+    cells = args.cells or [cell for cell in grid()
+                           if cell.model in args.models]
+    teachers = (cell.teacher for cell in cells)
     start = time.time()
-    for number, cell in enumerate(cells):
-        minutes = (time.time() - start) / 60
-        print(f'[{number + 1}/{len(cells)}, {minutes:.0f} min] {cell}',
-              flush=True)
-        if args.minutes and minutes > args.minutes:
-            print('the time is used up; the rest is for the next call')
-            return
-        for each in (cell.teacher, cell):
-            run(each, args)
+    with workers(args.workers, args.threads) as each:
+        for phase in (teachers, cells):
+            todo = [(cell, args) for cell in dict.fromkeys(phase)]
+            for number, line in enumerate(each(todo), 1):
+                minutes = (time.time() - start) / 60
+                print(f'[{number}/{len(todo)}, {minutes:.0f} min] {line}',
+                      flush=True)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('cells', nargs='*', type=Cell.parse,
                         metavar='MODEL/METHOD/BITS/SEED')
+    parser.add_argument('--models', nargs='+', choices=MODELS, metavar='MODEL',
+                        default=list(MODELS),
+                        help='those of the whole grid: ' + ', '.join(MODELS))
     parser.add_argument('--out', type=Path,
                         default=Path(__file__).parent / 'results/runs')
     parser.add_argument('--work', type=Path,
                         default=ROOT / 'work_dirs/accuracy')
     parser.add_argument('--epochs', type=int,
-                        help='instead of those of cells.EPOCHS')
-    parser.add_argument('--threads', type=int, default=1)
+                        help="instead of the model's own")
+    parser.add_argument('--threads', type=int, default=1,
+                        help='of each worker')
+    parser.add_argument('--workers', type=int, default=1,
+                        help='processes that train a run each')
     parser.add_argument('--minutes', type=float,
                         help='start no further cell after that time')
     return parser.parse_args()
 
 
-def run(cell: Cell, args: argparse.Namespace) -> None:
-    """Train ``cell`` unless its record is there; a failure is recorded."""
+@contextmanager
+def workers(number: int, threads: int) -> Iterator[_Each]:
+    """A function that trains cells, in this process or in several."""
+    if number == 1:
+        _settle(threads)
+        yield lambda todo: map(_run, todo)
+        return
+    context = multiprocessing.get_context('spawn')
+    with context.Pool(number, _settle, (threads, )) as pool:
+        yield lambda todo: pool.imap_unordered(_run, todo)
+
+
+def _settle(threads: int) -> None:
+    logging.disable(logging.INFO)
+    torch.set_num_threads(threads)
+
+
+def _run(job: tuple[Cell, argparse.Namespace]) -> str:
+    return run(*job)
+
+
+def run(cell: Cell, args: argparse.Namespace) -> str:
+    """Train ``cell`` unless its record is there; a failure is recorded.
+
+    Returns:
+        str: What came of it, for the eye.
+    """
     path = args.out / f'{cell.key}.json'
     is_teacher = cell.method == 'fp'
     made = checkpoint(cell, args.work, args.epochs)
     gone = is_teacher and not made.exists()
     if path.exists() and not gone:
-        return
+        return f'{cell}: its record is there'
+    if args.deadline and time.time() > args.deadline:
+        return f'{cell}: left for the next call'
     try:
         record = train(cell, args.work, args.epochs)
     except (FloatingPointError, ValueError, RuntimeError) as error:
@@ -70,8 +108,7 @@ def run(cell: Cell, args: argparse.Namespace) -> None:
         traceback.print_exc()
         record = dict(cell=str(cell), top1=None, error=str(error))
     write(record, path)
-    print(f'    {cell}: top-1 {record["top1"]}, '
-          f'{record.get("cpu_seconds")} s of CPU', flush=True)
+    return f'{cell}: top-1 {record["top1"]}'
 
 
 if __name__ == '__main__':

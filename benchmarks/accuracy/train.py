@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import torch
-from cells import METHODS, SETTINGS, Cell
+from cells import METHODS, MODELS, Cell
 from mmengine import Config
 from mmengine.runner import Runner
 
@@ -19,10 +19,6 @@ import fpq_plugin
 
 ROOT = Path(__file__).resolve().parents[2]
 BASES = ROOT / 'mm_configs/_base_'
-MODEL_FILES = dict(
-    resnet='resnet_thin_fashion_mnist.py',
-    wide='resnet_wide_fashion_mnist.py',
-    mobilenet='mobilenet_v2_half_fashion_mnist.py')
 FP_LR = 0.1
 _number = itertools.count()
 
@@ -31,7 +27,7 @@ def config_text(cell: Cell, work: Path, epochs: int | None = None) -> str:
     """The cell's config file."""
     load_from = checkpoint(cell.teacher, work, epochs)
     epochs = epochs or cell.epochs
-    bases = ['fashion_mnist_1k.py', MODEL_FILES[cell.model], 'sgd_40e.py']
+    bases = ['fashion_mnist_1k.py', MODELS[cell.model].file, 'sgd_40e.py']
     lines = [
         f'randomness = dict(seed={cell.seed})',
         f'param_scheduler = dict(T_max={epochs})',
@@ -78,16 +74,21 @@ def build_config(cell: Cell, work: Path,
 
 def options(cell: Cell) -> dict:
     """What ``--cfg-options`` would say: bits and the method's options."""
+    setup = MODELS[cell.model]
     if cell.method == 'fp':
-        return {}
+        return setup.config
     weight, activation = map(int, re.findall(r'\d', cell.bits))
-    changes = {
+    hook = {
         'weight.bits': weight,
         'activation.bits': activation,
-        **SETTINGS[cell.model],
+        **setup.hook,
         **METHODS[cell.method][1]
     }
-    return {f'default_hooks.fpq.{k}': v for k, v in changes.items()}
+    return {
+        **setup.config,
+        **{f'default_hooks.fpq.{k}': v
+           for k, v in hook.items()}
+    }
 
 
 def checkpoint(cell: Cell, work: Path, epochs: int | None = None) -> Path:
@@ -136,7 +137,12 @@ def train(cell: Cell, work: Path, epochs: int | None = None) -> dict:
         commit=_commit(),
         version=fpq_plugin.__version__,
         torch=torch.__version__,
-        python=platform.python_version())
+        python=platform.python_version(),
+        device=_device())
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'
 
 
 def _commit() -> str:

@@ -28,7 +28,7 @@ def bench():
 def test_the_grid_has_the_papers_tables(bench):
     cells = set(bench.cells.grid())
     for seed in (0, 1, 2):
-        for model in ('wide', 'mobilenet'):
+        for model in ('wide', 'mobilenet', 'resnet18', 'mobilenet_v2'):
             for bits in ('w4a4', 'w2a4', 'w2a2'):
                 for method in ('lsq', 'lsq_plus', 'pact', 'kd', 'fpq'):
                     assert bench.cells.Cell(model, method, bits,
@@ -73,7 +73,8 @@ def test_the_manuals_gains_are_those_of_the_runs(bench):
 def test_a_run_is_the_same_alone_and_after_others(bench, digits, tmp_path):
     def run(folder, *names):
         args = argparse.Namespace(
-            out=tmp_path / folder, work=tmp_path / folder / 'work', epochs=1)
+            out=tmp_path / folder, work=tmp_path / folder / 'work', epochs=1,
+            deadline=None)
         args.out.mkdir()
         records = []
         for name in ('resnet/fp/w32a32/1', *names):
