@@ -13,8 +13,9 @@ from runs import config, make_digits, train  # noqa: E402
 
 import fpq_plugin  # noqa: E402, F401
 
-# Those run in an environment of their own: tox -e dense.
-collect_ignore = [] if find_spec('mmdet') else ['test_dense']
+# Those run where there is what they need: tox -e dense; a GPU.
+collect_ignore = ([] if find_spec('mmdet') else ['test_dense']) + (
+    [] if torch.cuda.is_available() else ['test_cuda'])
 
 torch.set_num_threads(1)
 settings.register_profile(

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 
-
 @dataclass(frozen=True)
 class Setup:
     """A model and how it is trained.
