@@ -28,8 +28,8 @@ def in_child(name: str, variant: str, threads: int, batch: int | None = None,
     return json.loads(out.stdout.splitlines()[-1])
 
 
-def peak(name: str, variant: str, batch: int | None,
-         pixels: int | None) -> float:
+def peak(name: str, variant: str, batch: int | None = None,
+         pixels: int | None = None) -> float:
     """Growth of resident (CPU) or allocated (GPU) memory in a step, MiB."""
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     step = VARIANTS[variant](*build(name, device, batch, pixels))

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from machine import made_by
 from models import MODELS, build
-from peak_memory import in_child
+from peak_memory import in_child, peak
 from peers import PEERS
 from rich.console import Console
 from rich.progress import track
@@ -49,6 +49,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     kind = '_keep_memory' if args.keep_memory else ''
+    kind += '_cuda' if device() == 'cuda' else ''
     for name in args.models:
         report = measure(name, args)
         path = args.out / f'step_time_{name}{kind}.json'
@@ -69,6 +70,8 @@ def parse() -> argparse.Namespace:
                         metavar='VARIANT', default=list(VARIANTS),
                         help=', '.join(VARIANTS))
     parser.add_argument('--repeats', type=int, default=15)
+    parser.add_argument('--batch', type=int,
+                        help="images, instead of the model's own number")
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--keep-memory', action='store_true',
                         help='run all with an allocator that keeps freed '
@@ -83,7 +86,7 @@ def device() -> str:
 
 def measure(name: str, args: argparse.Namespace) -> dict:
     """All variants on one model: medians in ms, page faults, ratios."""
-    model, x, y = build(name, device())
+    model, x, y = build(name, device(), args.batch)
     steps, rows = {}, {}
     for variant in track(args.variants, f'{name}: build and warm up',
                          console=console):
@@ -118,12 +121,14 @@ def measure(name: str, args: argparse.Namespace) -> dict:
 
 
 def add_memory(report: dict, args: argparse.Namespace) -> None:
-    """Peak memory of each variant, in MiB, each in a process of its own."""
+    """Peak memory of each variant, in MiB; a CPU's takes a process each."""
     rows = report['variants']
+    on_gpu = device() == 'cuda'
     for variant in track([v for v in rows if 'ms' in rows[v]],
                          f'{report["model"]}: memory', console=console):
-        rows[variant]['peak_mib'] = in_child(report['model'], variant,
-                                             args.threads)
+        rows[variant]['peak_mib'] = (
+            peak(report['model'], variant, args.batch) if on_gpu else
+            in_child(report['model'], variant, args.threads, args.batch))
 
 
 def show(report: dict) -> None:

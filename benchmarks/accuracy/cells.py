@@ -65,7 +65,7 @@ METHODS: dict[str, tuple[str, dict]] = {
     'sfp p=0.5': ('sfp', {'perturbation.p': 0.5}),
     'fpq annealed': ('fpq', {}),
     **{f'kd sfp p={p}': ('kd', {'perturbation': {
-        'type': 'StochasticFeaturePerturbation', 'p': p}})
+        '_delete_': True, 'type': 'StochasticFeaturePerturbation', 'p': p}})
        for p in (0.1, 0.5)},
     **{f'fpq_kd lambda={weight}':
        ('fpq_kd', {'distillation.0.loss_weight': weight})

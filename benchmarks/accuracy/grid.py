@@ -83,7 +83,11 @@ def _settle(threads: int) -> None:
 
 
 def _run(job: tuple[Cell, argparse.Namespace]) -> str:
-    return run(*job)
+    try:
+        return run(*job)
+    except Exception:
+        traceback.print_exc()  # without a record, so it is tried again
+        return f'{job[0]}: failed'
 
 
 def run(cell: Cell, args: argparse.Namespace) -> str:

@@ -5,6 +5,7 @@ import json
 import sys
 
 import pytest
+from mmengine.registry import HOOKS
 from runs import ROOT
 from scipy import stats
 
@@ -45,6 +46,16 @@ def test_names_of_cells_are_read_back_and_checked(bench):
                           ('resnet/fp/w2a4/0', 'w32a32')):
         with pytest.raises(ValueError, match=message):
             bench.cells.Cell.parse(text)
+
+
+def test_every_cell_is_a_config_of_ours(bench, tmp_path):
+    for cell in dict.fromkeys(bench.cells.grid()):
+        if cell.seed == 0:
+            cfg = bench.train.build_config(cell, tmp_path)
+            assert cfg.load_from == str(
+                bench.train.checkpoint(cell.teacher, tmp_path))
+            hook = HOOKS.build(cfg.default_hooks.fpq)
+            assert hook.settings['weight'].bits == int(cell.bits[1])
 
 
 def test_the_interval_is_students(bench):
