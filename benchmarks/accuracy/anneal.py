@@ -1,4 +1,4 @@
-"""Of the study: lambda falls to 0 along a cosine."""
+"""Of the study: lambda, or p, falls to 0 along a cosine."""
 
 from __future__ import annotations
 
@@ -9,23 +9,36 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from fpq_plugin import FPQHook
+from fpq_plugin import FPQHook, StochasticFeaturePerturbation
 
 
 @HOOKS.register_module()
-class AnnealDistillation(Hook):
-    """Scales each distillation loss's weight by a cosine from 1 to 0."""
+class Anneal(Hook):
+    """Scales an attribute of all that have it by a cosine from 1 to 0.
+
+    Args:
+        what (str): 'loss_weight' of the distillation's losses, or 'p' of the
+            perturbed layers.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
 
     def before_train(self, runner: Runner) -> None:
-        """Find the losses and their weights."""
-        hook, = (h for h in runner.hooks if isinstance(h, FPQHook))
-        self._weights = [(c, c.loss_weight) for c in hook.criteria]
+        """Find them and their values."""
+        if self.what == 'p':
+            found = [m for m in runner.model.modules()
+                     if isinstance(m, StochasticFeaturePerturbation)]
+        else:
+            hook, = (h for h in runner.hooks if isinstance(h, FPQHook))
+            found = hook.criteria
+        self._values = [(each, getattr(each, self.what)) for each in found]
 
     def before_train_iter(self,
                           runner: Runner,
                           batch_idx: int,
                           data_batch: Any = None) -> None:
-        """Set the weights of this iteration."""
-        part = runner.iter / runner.max_iters
-        for criterion, weight in self._weights:
-            criterion.loss_weight = weight * (1 + math.cos(math.pi * part)) / 2
+        """Set the values of this iteration."""
+        part = (1 + math.cos(math.pi * runner.iter / runner.max_iters)) / 2
+        for each, value in self._values:
+            setattr(each, self.what, value * part)

@@ -63,7 +63,12 @@ METHODS: dict[str, tuple[str, dict]] = {
        (name, {'activation.observer': observer})
        for observer in ('mse', 'min_max') for name in ('lsq', 'fpq')},
     'sfp p=0.5': ('sfp', {'perturbation.p': 0.5}),
-    'fpq annealed': ('fpq', {}),
+    'fpq lambda annealed': ('fpq', {}),
+    'fpq p annealed': ('fpq', {'perturbation.p': 1.0}),
+    'fpq eps=0.01': ('fpq', {'distillation.eps': 0.01}),
+    # The ResNets' first stages are not distilled.
+    'fpq last stage': ('fpq', {'distill_skip': [
+        'backbone.conv1', 'backbone.layer1', 'backbone.layer2']}),
     **{f'kd sfp p={p}': ('kd', {'perturbation': {
         '_delete_': True, 'type': 'StochasticFeaturePerturbation', 'p': p}})
        for p in (0.1, 0.5)},
@@ -72,6 +77,8 @@ METHODS: dict[str, tuple[str, dict]] = {
        for weight in (0.1, 0.3, 3.0)},
     'kd weight=3': ('kd', {'distillation.loss_weight': 3.0}),
 }
+# From a method to what falls to 0 in its runs.
+ANNEALED = {'fpq lambda annealed': 'loss_weight', 'fpq p annealed': 'p'}
 
 
 @dataclass(frozen=True)

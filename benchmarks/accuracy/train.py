@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import torch
-from cells import METHODS, MODELS, Cell
+from cells import ANNEALED, METHODS, MODELS, Cell
 from mmengine import Config
 from mmengine.runner import Runner
 
@@ -48,11 +48,12 @@ def config_text(cell: Cell, work: Path, epochs: int | None = None) -> str:
         ]
         if fragment == 'lsq_sam':
             lines.append('optim_wrapper = _base_.sam')
-        if cell.method == 'fpq annealed':
+        if cell.method in ANNEALED:
             lines += [
                 "custom_imports = dict(imports=['fpq_plugin', 'anneal'], "
                 'allow_failed_imports=False)',
-                "custom_hooks = [dict(type='AnnealDistillation')]"
+                "custom_hooks = [dict(type='Anneal', "
+                f'what={ANNEALED[cell.method]!r})]'
             ]
     names = ''.join(f'    {str(BASES / base)!r},\n' for base in bases)
     return f'_base_ = [\n{names}]\n' + '\n'.join(lines) + '\n'

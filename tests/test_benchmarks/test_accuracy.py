@@ -2,12 +2,16 @@
 
 import argparse
 import json
+import math
 import sys
 
 import pytest
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from runs import ROOT
 from scipy import stats
+
+from fpq_plugin import FPQHook
 
 
 @pytest.fixture(scope='module')
@@ -108,3 +112,22 @@ def test_a_run_is_the_same_alone_and_after_others(bench, digits, tmp_path):
     fp, plain, fpq = rows['resnet', 'w2a4']
     assert fpq.gain == pytest.approx(after['top1'] - lsq['top1'])
     assert '| fpq | 1 |' in bench.report.markdown(rows)
+
+
+@pytest.mark.parametrize('what', ['p', 'loss_weight'])
+def test_what_is_annealed_falls_to_0(bench, fpq_config, what):
+    hook = dict(type='Anneal', what=what)
+    runner = Runner.from_cfg(fpq_config(**{
+        'custom_hooks': [hook], 'custom_imports.imports': ['anneal'],
+        'default_hooks.fpq.perturbation.p': 0.8}))
+    runner.train()
+    if what == 'p':
+        found = [m.p for m in runner.model.modules() if hasattr(m, 'p')]
+    else:
+        found = [c.loss_weight for h in runner.hooks
+                 if isinstance(h, FPQHook) for c in h.criteria]
+    assert found
+    # The cosine one iteration before its end.
+    last = (1 + math.cos(math.pi * (1 - 1 / runner.max_iters))) / 2
+    start = 0.8 if what == 'p' else 1.0
+    assert found == pytest.approx([start * last] * len(found))
