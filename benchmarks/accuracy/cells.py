@@ -71,10 +71,12 @@ METHODS: dict[str, tuple[str, dict]] = {
         'backbone.conv1', 'backbone.layer1', 'backbone.layer2']}),
     **{f'kd sfp p={p}': ('kd', {'perturbation': {
         '_delete_': True, 'type': 'StochasticFeaturePerturbation', 'p': p}})
-       for p in (0.1, 0.5)},
+       for p in (0.1, 0.5, 1.0)},
     **{f'fpq_kd lambda={weight}':
        ('fpq_kd', {'distillation.0.loss_weight': weight})
        for weight in (0.1, 0.3, 3.0)},
+    **{f'fpq_kd p={p}': ('fpq_kd', {'perturbation.p': p})
+       for p in (0.5, 1.0)},
     'kd weight=3': ('kd', {'distillation.loss_weight': 3.0}),
 }
 # From a method to what falls to 0 in its runs.

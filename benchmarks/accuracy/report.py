@@ -122,25 +122,31 @@ def markdown(rows: dict[tuple[str, str], list[Row]]) -> str:
 
 
 def draw(rows: dict[tuple[str, str], list[Row]], path: Path) -> None:
-    """Paired difference to LSQ of every method, a panel a setting."""
+    """Paired difference to LSQ: a row of panels a model, a column a width."""
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
-    most = max(map(len, rows.values()))
+    models = list(dict.fromkeys(model for model, _ in rows))
+    most = {m: max(len(g) for (model, _), g in rows.items() if model == m)
+            for m in models}
+    heights = [1 + 0.2 * most[m] for m in models]
     fig, axes = plt.subplots(
-        1, len(rows), figsize=(3.2 * len(rows), 1 + 0.28 * most),
-        squeeze=False, layout='constrained')
-    for axis, ((model, bits), group) in zip(axes[0], rows.items()):
-        group = [row for row in group if row.gain is not None]
-        axis.errorbar(
-            [row.gain for row in group], range(len(group)),
-            xerr=[row.margin or 0 for row in group], fmt='o', capsize=3)
-        axis.set_yticks(range(len(group)), [row.method for row in group])
-        axis.axvline(0, color='k', linewidth=0.8)
-        axis.invert_yaxis()
-        axis.set_title(f'{model}, {bits.upper()}')
-        axis.set_xlabel('points over LSQ')
-    fig.savefig(path, dpi=110)
+        len(models), len(BITS), figsize=(4 * len(BITS), sum(heights)),
+        height_ratios=heights, squeeze=False, layout='constrained')
+    for line, model in zip(axes, models):
+        for axis, bits in zip(line, BITS):
+            group = [row for row in rows.get((model, bits), ())
+                     if row.gain is not None]
+            axis.set_visible(bool(group))
+            axis.errorbar(
+                [row.gain for row in group], range(len(group)),
+                xerr=[row.margin or 0 for row in group], fmt='o', capsize=3)
+            axis.set_yticks(range(len(group)), [row.method for row in group])
+            axis.axvline(0, color='k', linewidth=0.8)
+            axis.invert_yaxis()
+            axis.set_title(f'{model}, {bits.upper()}')
+            axis.set_xlabel('points over LSQ')
+    fig.savefig(path, dpi=90)
 
 
 if __name__ == '__main__':
