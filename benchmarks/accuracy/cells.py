@@ -53,7 +53,7 @@ METHODS: dict[str, tuple[str, dict]] = {
     **{f'fpq p={p}': ('fpq', {'perturbation.p': p})
        for p in (0.3, 0.5, 0.7, 0.9, 1.0)},
     **{f'fpq lambda={weight}': ('fpq', {'distillation.loss_weight': weight})
-       for weight in (0.1, 0.3, 3.0)},
+       for weight in (0.1, 0.3)},
     'fpq before': ('fpq', {'perturbation.where': 'before'}),
     'fpq sample': ('fpq', {'perturbation.granularity': 'sample'}),
     'fpq channel_sum': ('fpq', {'distillation.reduction': 'channel_sum'}),
@@ -69,16 +69,33 @@ METHODS: dict[str, tuple[str, dict]] = {
     # The ResNets' first stages are not distilled.
     'fpq last stage': ('fpq', {'distill_skip': [
         'backbone.conv1', 'backbone.layer1', 'backbone.layer2']}),
-    **{f'kd sfp p={p}': ('kd', {'perturbation': {
-        '_delete_': True, 'type': 'StochasticFeaturePerturbation', 'p': p}})
-       for p in (0.1, 0.5, 1.0)},
-    **{f'fpq_kd lambda={weight}':
-       ('fpq_kd', {'distillation.0.loss_weight': weight})
-       for weight in (0.1, 0.3, 3.0)},
-    **{f'fpq_kd p={p}': ('fpq_kd', {'perturbation.p': p})
-       for p in (0.5, 1.0)},
-    'kd weight=3': ('kd', {'distillation.loss_weight': 3.0}),
 }
+_SFP = {'_delete_': True, 'type': 'StochasticFeaturePerturbation'}
+
+
+def _mix(csd: float, kd: float, p: float) -> tuple[str, tuple[str, dict]]:
+    """Weights of the two distillations, and noise: a method and its name."""
+    name = f'csd={csd} kd={kd} p={p}'
+    if not csd:
+        return name, ('kd', {
+            'distillation.loss_weight': kd,
+            'perturbation': {**_SFP, 'p': p} if p else None})
+    if not kd:
+        return name, ('fpq', {
+            'distillation.loss_weight': csd, 'perturbation.p': p})
+    return name, ('fpq_kd', {
+        'distillation.0.loss_weight': csd, 'distillation.1.loss_weight': kd,
+        'perturbation.p': p})
+
+
+# How strong the distillation, on which outputs, with how much noise.
+MIXES = dict(_mix(*each) for each in (
+    (0, 1, 0.1), (0, 1, 0.5), (0, 1, 1.0), (0, 3, 0), (0, 3, 0.5), (0, 3, 1.0),
+    (0, 10, 0), (0, 10, 0.5), (0, 30, 0.5),
+    (3, 0, 0.1), (3, 0, 0.5), (10, 0, 0.1), (10, 0, 0.5), (30, 0, 0.1),
+    (0.1, 1, 0.1), (0.3, 1, 0.1), (3, 1, 0.1), (1, 1, 0.5), (1, 1, 1.0),
+    (1, 3, 0.5), (3, 3, 0.5), (1, 10, 0.5)))
+METHODS.update(MIXES)
 # From a method to what falls to 0 in its runs.
 ANNEALED = {'fpq lambda annealed': 'loss_weight', 'fpq p annealed': 'p'}
 
