@@ -73,19 +73,23 @@ METHODS: dict[str, tuple[str, dict]] = {
 _SFP = {'_delete_': True, 'type': 'StochasticFeaturePerturbation'}
 
 
-def _mix(csd: float, kd: float, p: float) -> tuple[str, tuple[str, dict]]:
+def _mix(csd: float, kd: float, p: float,
+         reduction: str = 'mean') -> tuple[str, tuple[str, dict]]:
     """Weights of the two distillations, and noise: a method and its name."""
     name = f'csd={csd} kd={kd} p={p}'
+    if reduction != 'mean':
+        name += f' {reduction}'
     if not csd:
         return name, ('kd', {
             'distillation.loss_weight': kd,
             'perturbation': {**_SFP, 'p': p} if p else None})
+    loss = '' if not kd else '.0'
+    options = {f'distillation{loss}.loss_weight': csd,
+               f'distillation{loss}.reduction': reduction,
+               'perturbation.p': p}
     if not kd:
-        return name, ('fpq', {
-            'distillation.loss_weight': csd, 'perturbation.p': p})
-    return name, ('fpq_kd', {
-        'distillation.0.loss_weight': csd, 'distillation.1.loss_weight': kd,
-        'perturbation.p': p})
+        return name, ('fpq', options)
+    return name, ('fpq_kd', {**options, 'distillation.1.loss_weight': kd})
 
 
 # How strong the distillation, on which outputs, with how much noise.
@@ -94,7 +98,10 @@ MIXES = dict(_mix(*each) for each in (
     (0, 10, 0), (0, 10, 0.5), (0, 30, 0.5),
     (3, 0, 0.1), (3, 0, 0.5), (10, 0, 0.1), (10, 0, 0.5), (30, 0, 0.1),
     (0.1, 1, 0.1), (0.3, 1, 0.1), (3, 1, 0.1), (1, 1, 0.5), (1, 1, 1.0),
-    (1, 3, 0.5), (3, 3, 0.5), (1, 10, 0.5)))
+    (1, 3, 0.5), (3, 3, 0.5), (1, 10, 0.5),
+    *((*each, 'channel_sum') for each in (
+        (0.1, 0, 0.1), (0.3, 0, 0.1), (0.3, 0, 0.5), (1, 0, 0.5), (3, 0, 0.1),
+        (1, 0, 1.0), (0.3, 3, 0.5), (1, 3, 0.5), (1, 3, 0.1)))))
 METHODS.update(MIXES)
 # From a method to what falls to 0 in its runs.
 ANNEALED = {'fpq lambda annealed': 'loss_weight', 'fpq p annealed': 'p'}
