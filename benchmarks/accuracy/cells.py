@@ -16,6 +16,8 @@ class Setup:
         epochs (int): Epochs of each quantized run.
         hook (dict): Options of the hook that all its runs have.
         config (dict): Options of the config that all its runs have.
+        teacher (str, optional): The model whose full-precision runs are the
+            teachers. Defaults to None: its own.
     """
 
     file: str
@@ -23,18 +25,26 @@ class Setup:
     epochs: int = 40
     hook: dict = field(default_factory=dict)
     config: dict = field(default_factory=dict)
+    teacher: str | None = None
 
 
 _WIDE = 'resnet_wide_fashion_mnist.py'
+_HALF = 'mobilenet_v2_half_fashion_mnist.py'
 # The observed range as it is makes MobileNetV2 diverge at W2A2.
 _MSE = {'activation.observer': 'mse'}
 MODELS = dict(
     resnet=Setup('resnet_thin_fashion_mnist.py'),
     wide=Setup(_WIDE),
-    mobilenet=Setup('mobilenet_v2_half_fashion_mnist.py', 60, 15, _MSE),
-    # One thing otherwise than in wide.
+    mobilenet=Setup(_HALF, 60, 15, _MSE),
+    # One thing otherwise than in mobilenet, or in wide.
+    mobilenet_slow_steps=Setup(
+        _HALF, epochs=15, hook={**_MSE, 'scale_lr_mult': 0.1},
+        teacher='mobilenet'),
+    mobilenet_clipped=Setup(
+        _HALF, epochs=15, hook=_MSE, teacher='mobilenet',
+        config={'optim_wrapper.clip_grad': dict(max_norm=1.0)}),
     wide_weak_teacher=Setup(_WIDE, teacher_epochs=3),
-    wide_160_epochs=Setup(_WIDE, epochs=160),
+    wide_160_epochs=Setup(_WIDE, epochs=160, teacher='wide'),
     wide_5000_images=Setup(
         _WIDE, config={'train_dataloader.dataset.indices': 5000}),
     # Of the usual width: for a GPU.
@@ -141,7 +151,8 @@ class Cell:
     @property
     def teacher(self) -> Cell:
         """The full-precision run that this one starts from."""
-        return Cell(self.model, 'fp', 'w32a32', self.seed)
+        model = MODELS[self.model].teacher or self.model
+        return Cell(model, 'fp', 'w32a32', self.seed)
 
     @classmethod
     def parse(cls, text: str) -> Cell:

@@ -62,8 +62,12 @@ def collect(folder: Path) -> dict[tuple[str, str], list[Row]]:
     for path in folder.glob('*.json'):
         record = json.loads(path.read_text())
         cell = Cell.parse(record['cell'])
-        for bits in BITS if cell.method == 'fp' else (cell.bits, ):
-            found[cell.model, bits][cell.method][cell.seed] = record['top1']
+        places = [(cell.model, cell.bits)]
+        if cell.method == 'fp':  # beside all that it is the teacher of
+            places = [(model, bits) for model in MODELS for bits in BITS
+                      if Cell(model, '', '', 0).teacher.model == cell.model]
+        for place in places:
+            found[place][cell.method][cell.seed] = record['top1']
     return {
         (model, bits): [
             _row(method, found[model, bits])
