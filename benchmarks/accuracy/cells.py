@@ -49,7 +49,8 @@ MODELS = dict(
         _WIDE, config={'train_dataloader.dataset.indices': 5000}),
     # Of the usual width: for a GPU.
     resnet18=Setup('resnet18_fashion_mnist.py'),
-    mobilenet_v2=Setup('mobilenet_v2_full_fashion_mnist.py', 60, 40, _MSE),
+    mobilenet_v2=Setup('mobilenet_v2_full_fashion_mnist.py', 60, 40,
+                       {**_MSE, 'scale_lr_mult': 0.1}),
 )
 SEEDS = (0, 1, 2)
 BITS = ('w4a4', 'w2a4', 'w2a2')
@@ -181,26 +182,27 @@ def grid() -> Iterator[Cell]:
 
     A cell may come twice: the second time its record is there.
     """
-    methods = ('lsq', 'fpq', 'kd', 'fpq_kd', 'csd', 'lsq_plus', 'pact')
-    yield from _cells('wide', methods, BITS)
-    yield from _cells('wide', ABLATION, ('w2a4', ))
-    yield from _cells('mobilenet', methods, BITS)
-    yield from _cells('resnet', (*methods, 'sfp', 'fpq lambda=0.1'),
-                      ('w2a4', ))
+    paper = ('lsq', 'fpq', 'kd', 'csd', 'lsq_plus', 'pact')
+    strong = ('csd=0 kd=3 p=0.5', 'csd=10 kd=0 p=0.5', 'csd=0 kd=3 p=0',
+              'fpq_kd', 'csd=0 kd=10 p=0.5', 'csd=3 kd=3 p=0.5')
+    first = (*paper[:3], *strong[:3])
     sweep = [name for name in METHODS if name.startswith('fpq p=')]
-    yield from _cells('wide', sweep, ('w2a4', ))
+    small = ('wide', 'mobilenet_slow_steps')
+    for methods in (first, (*paper, *strong)):
+        for model in (*small, 'resnet18', 'mobilenet_v2'):
+            yield from _cells(model, methods, BITS)
+    for model in ('wide', 'resnet18'):
+        yield from _cells(model, (*ABLATION, *sweep), ('w2a4', ))
+    yield from _cells('resnet', (*paper, *strong, 'sfp', 'fpq lambda=0.1'),
+                      ('w2a4', 'w2a2'))
     # The open choices, where methods differ most.
     yield from _cells('wide', METHODS, ('w2a2', ))
+    for model in ('mobilenet', 'mobilenet_clipped'):
+        yield from _cells(model, first, ('w2a2', ))
+    yield from _cells('mobilenet', [f'{name} observer=min_max'
+                                    for name in ('lsq', 'fpq')], ('w2a2', ))
     for model in ('wide_weak_teacher', 'wide_5000_images', 'wide_160_epochs'):
-        yield from _cells(model, ('lsq', 'fpq', 'kd', 'fpq_kd'), ('w2a2', ))
-    yield from _cells('mobilenet', [f'{name} {option}'
-                                    for name in ('lsq', 'fpq')
-                                    for option in ('observer=min_max',
-                                                   'scale_lr=0.1')],
-                      ('w2a2', ))
-    for model in ('resnet18', 'mobilenet_v2'):
-        yield from _cells(model, methods, BITS)
-    yield from _cells('resnet18', sweep, ('w2a4', ))
+        yield from _cells(model, first, ('w2a2', ))
     yield from _cells('resnet18', (*ABLATION, *RIVALS), BITS)
     yield from _cells('mobilenet_v2', ABLATION, BITS)
 

@@ -33,7 +33,8 @@ def bench():
 def test_the_grid_has_the_papers_tables(bench):
     cells = set(bench.cells.grid())
     for seed in (0, 1, 2):
-        for model in ('wide', 'mobilenet', 'resnet18', 'mobilenet_v2'):
+        for model in ('wide', 'mobilenet_slow_steps', 'resnet18',
+                      'mobilenet_v2'):
             for bits in ('w4a4', 'w2a4', 'w2a2'):
                 for method in ('lsq', 'lsq_plus', 'pact', 'kd', 'fpq'):
                     assert bench.cells.Cell(model, method, bits,
