@@ -6,6 +6,7 @@ import itertools
 import json
 import platform
 import re
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -147,6 +148,8 @@ def _device() -> str:
 
 
 def _commit() -> str:
+    if shutil.which('git') is None:
+        return ''
     run = subprocess.run(['git', '-C', str(ROOT), 'rev-parse', 'HEAD'],
                          capture_output=True, text=True)
     return run.stdout.strip()
