@@ -80,6 +80,27 @@ def test_fake_quantize(name, ch_axis, report, monkeypatch):
         grad_scale, plain[2], rtol=1e-4, atol=1e-6 * x.numel()**0.5)
 
 
+@pytest.mark.parametrize(('shape', 'rows'), [
+    ((4, 6, 33, 32), 256), ((3, 7, 33, 35), 1), ((8192, ), 1024)])
+def test_a_sum_in_many_rows_is_the_sum(shape, rows, report, monkeypatch):
+    monkeypatch.setattr(fake_quantize_function, '_has_many_processors',
+                        lambda x: True)
+    x = torch.randn(shape, requires_grad=True)
+    scale = torch.tensor([-0.2], requires_grad=True)
+    upstream = torch.randn(shape)
+
+    def run():
+        out = fake_quantize(x, scale, torch.tensor([7]).int(), 0, 15,
+                            grad_factor=0.3)
+        return torch.autograd.grad(out, (x, scale), upstream)
+
+    (grad_x, grad_scale), plain = both(monkeypatch, run)
+    assert torch.equal(grad_x, plain[0])
+    torch.testing.assert_close(
+        grad_scale, plain[1], rtol=1e-4, atol=1e-6 * x.numel()**0.5)
+    assert fake_quantize_function._rows_to_sum(x, scale) == rows
+
+
 @pytest.mark.parametrize('name', [n for n in LAYOUTS if n != 'vector'])
 @pytest.mark.parametrize('statistics', ['batch', 'space'])
 @pytest.mark.parametrize('channel_axis', [1, -1])

@@ -84,6 +84,7 @@ def test_methods_are_what_they_are_called(name, tmp_path):
         'fpq_kd': 'StochasticFeaturePerturbation',
         'per_tensor': 'StochasticFeaturePerturbation',
         'sfp': 'StochasticFeaturePerturbation',
+        'sfp_kd': 'StochasticFeaturePerturbation',
         'weight_noise': 'StochasticWeightPerturbation',
     }.get(name, 'NoneType')
     assert [criterion.label for criterion in hook.criteria] == {
@@ -92,6 +93,7 @@ def test_methods_are_what_they_are_called(name, tmp_path):
         'fpq_kd': ['csd', 'kd'],
         'kd': ['kd'],
         'per_tensor': ['csd'],
+        'sfp_kd': ['kd'],
         'weight_noise': ['csd'],
     }.get(name, [])
     assert ('sam' in cfg) == ('sam' in name)

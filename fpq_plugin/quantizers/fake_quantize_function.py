@@ -18,6 +18,7 @@ qmax - z) * s``, which is the same number.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..compiled import CompiledFunction, compiled, constant
+
+_MOST_ROWS = 2**10
 
 STEP_FLOOR = torch.finfo(torch.float32).eps
 
@@ -117,7 +120,8 @@ def _run(kernel: CompiledFunction, maps: tuple[Tensor, ...], scale: Tensor,
     """Run ``kernel`` on maps of one shape, the last of which is ``x``.
 
     The compiled kernel sees memory in its own order, as one row or as one
-    row per channel, so that one compilation serves every shape.
+    row per channel, so that one compilation serves every shape. What it
+    returns for a step of the tensor has an element for each of its rows.
     """
     x = maps[-1]
     memory_format = (
@@ -125,12 +129,30 @@ def _run(kernel: CompiledFunction, maps: tuple[Tensor, ...], scale: Tensor,
     if memory_format is None:
         return kernel.plain(*maps, _along_channels(scale, x, ch_axis),
                             _along_channels(zero_point, x, ch_axis), *numbers)
-    rows = scale.numel()
+    rows = (_rows_to_sum(x, scale) if kernel is _gradients else
+            scale.numel())
     row = x.numel() // rows
     flat = (z.contiguous(memory_format=memory_format).as_strided(
         (rows, row), (row, 1)) for z in maps)
-    return kernel(*flat, scale.view(rows, 1), zero_point.view(rows, 1),
+    each = rows // scale.numel()
+    return kernel(*flat, *(z.repeat(each).view(rows, 1) if each > 1 else
+                           z.view(rows, 1) for z in (scale, zero_point)),
                   *(constant(float(n), x.device) for n in numbers))
+
+
+def _rows_to_sum(x: Tensor, scale: Tensor) -> int:
+    """In how many rows the compiled kernel sums along ``x``.
+
+    One row would keep three of a GPU's processors busy: Inductor splits a sum
+    for the size that it was traced with.
+    """
+    if scale.numel() > 1 or not _has_many_processors(x):
+        return scale.numel()
+    return math.gcd(x.numel(), _MOST_ROWS)
+
+
+def _has_many_processors(x: Tensor) -> bool:
+    return x.is_cuda
 
 
 def _backward(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor,
@@ -140,6 +162,8 @@ def _backward(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor,
                               ch_axis, quant_min, quant_max, grad_factor)
     if grad_x.shape != x.shape:
         grad_x.as_strided_(x.shape, x.stride())
+    if grad_scale.numel() != scale.numel():
+        grad_scale = grad_scale.sum()
     return grad_x, grad_scale.view(scale.shape)
 
 

@@ -1,0 +1,8 @@
+# FPQ's noise beside strong distillation of the logits: what did best in
+# docs/methods.md.
+_base_ = ['../fpq_w4a4.py']
+
+fpq = dict(
+    perturbation=dict(p=0.5),
+    distillation=dict(
+        _delete_=True, type='LogitKD', loss_weight=3.0, temperature=4.0))
