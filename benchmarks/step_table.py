@@ -1,6 +1,8 @@
 """The results of step_time.py, of all models side by side, in Markdown.
 
-    python benchmarks/step_table.py    # writes results/step_time.md
+    python benchmarks/step_table.py
+
+Writes ``results/step_time.md``, of CPUs, and ``step_time_cuda.md``.
 """
 
 from __future__ import annotations
@@ -50,8 +52,10 @@ def entry(row: dict | None) -> str:
 
 
 if __name__ == '__main__':
-    found = [json.loads(path.read_text())
-             for path in sorted(RESULTS.glob('step_time_*.json'))]
-    text = table(found)
-    (RESULTS / 'step_time.md').write_text(text)
-    print(text)
+    paths = sorted(RESULTS.glob('step_time_*.json'))
+    for kind, chosen in (
+            ('', [p for p in paths if not p.stem.endswith('_cuda')]),
+            ('_cuda', [p for p in paths if p.stem.endswith('_cuda')])):
+        text = table([json.loads(path.read_text()) for path in chosen])
+        (RESULTS / f'step_time{kind}.md').write_text(text)
+        print(text)

@@ -56,7 +56,7 @@ SEEDS = (0, 1, 2)
 BITS = ('w4a4', 'w2a4', 'w2a2')
 ABLATION = ('lsq', 'sfp', 'csd', 'fpq')
 RIVALS = ('kd', 'lsq_plus', 'pact', 'lsq_sam', 'torch_ao', 'weight_noise',
-          'per_tensor', 'fpq_kd')
+          'per_tensor', 'fpq_kd', 'sfp_kd')
 # From a method's name to its fragment in mm_configs/_base_/methods and the
 # options of the hook that it changes.
 METHODS: dict[str, tuple[str, dict]] = {
@@ -105,8 +105,8 @@ def _mix(csd: float, kd: float, p: float,
 
 # How strong the distillation, on which outputs, with how much noise.
 MIXES = dict(_mix(*each) for each in (
-    (0, 1, 0.1), (0, 1, 0.5), (0, 1, 1.0), (0, 3, 0), (0, 3, 0.5), (0, 3, 1.0),
-    (0, 10, 0), (0, 10, 0.5), (0, 30, 0.5),
+    (0, 1, 0.1), (0, 1, 0.5), (0, 1, 1.0), (0, 3, 0), (0, 3, 1.0), (0, 10, 0),
+    (0, 10, 0.5), (0, 30, 0.5),
     (3, 0, 0.1), (3, 0, 0.5), (10, 0, 0.1), (10, 0, 0.5), (30, 0, 0.1),
     (0.1, 1, 0.1), (0.3, 1, 0.1), (3, 1, 0.1), (1, 1, 0.5), (1, 1, 1.0),
     (1, 3, 0.5), (3, 3, 0.5), (1, 10, 0.5),
@@ -183,8 +183,8 @@ def grid() -> Iterator[Cell]:
     A cell may come twice: the second time its record is there.
     """
     paper = ('lsq', 'fpq', 'kd', 'csd', 'lsq_plus', 'pact')
-    strong = ('csd=0 kd=3 p=0.5', 'csd=10 kd=0 p=0.5', 'csd=0 kd=3 p=0',
-              'fpq_kd', 'csd=0 kd=10 p=0.5', 'csd=3 kd=3 p=0.5')
+    strong = ('sfp_kd', 'csd=10 kd=0 p=0.5', 'csd=0 kd=3 p=0', 'fpq_kd',
+              'csd=0 kd=10 p=0.5', 'csd=3 kd=3 p=0.5')
     first = (*paper[:3], *strong[:3])
     sweep = [name for name in METHODS if name.startswith('fpq p=')]
     small = ('wide', 'mobilenet_slow_steps')
@@ -194,7 +194,7 @@ def grid() -> Iterator[Cell]:
     for model in ('wide', 'resnet18'):
         yield from _cells(model, (*ABLATION, *sweep), ('w2a4', ))
     yield from _cells('resnet', (*paper, *strong, 'sfp', 'fpq lambda=0.1'),
-                      ('w2a4', 'w2a2'))
+                      BITS)
     # The open choices, where methods differ most.
     yield from _cells('wide', METHODS, ('w2a2', ))
     for model in ('mobilenet', 'mobilenet_clipped'):

@@ -1,10 +1,12 @@
-"""Table and picture of the accuracy benchmark's runs.
+"""Tables and pictures of the accuracy benchmark's runs.
 
     python benchmarks/accuracy/report.py
 
-Reads ``results/runs/*.json``; writes ``results/table.md`` and
-``results/accuracy.png``. A difference to LSQ is paired: of runs with the same
-seed, and so the same teacher and order of images.
+Reads ``results/runs/*.json``; writes to ``results``: ``summary.md``, the
+methods side by side; ``noise.md``, what noise adds to each; ``table.md``,
+everything; ``accuracy.png``, the methods, and ``study.png``, the open choices.
+A difference is paired: of runs with the same seed, and so the same teacher and
+order of images.
 """
 
 from __future__ import annotations
@@ -22,6 +24,15 @@ from scipy.stats import t
 
 HERE = Path(__file__).parent
 CONFIDENCE = 0.95
+COMPARED = ('fp', 'lsq', 'lsq_plus', 'pact', 'kd', 'csd', 'fpq', 'fpq_kd',
+            'sfp_kd')
+COMPARED_ON = ('resnet', 'wide', 'mobilenet_slow_steps', 'resnet18',
+               'mobilenet_v2')
+STUDIED = ('wide', 'w2a2')
+# The same with more noise.
+NOISE = (('lsq', 'sfp'), ('csd', 'fpq'), ('csd=0 kd=3 p=0', 'sfp_kd'))
+
+_Rows = dict[tuple[str, str], list['Row']]
 
 
 @dataclass(frozen=True)
@@ -49,13 +60,22 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=HERE / 'results')
     args = parser.parse_args()
     rows = collect(args.out / 'runs')
-    text = markdown(rows)
-    (args.out / 'table.md').write_text(text)
-    draw(rows, args.out / 'accuracy.png')
-    print(text)
+    for name, text in texts(rows).items():
+        (args.out / name).write_text(text)
+        print(text)
+    draw({(model, bits): [r for r in group if r.method in COMPARED]
+          for (model, bits), group in rows.items() if model in COMPARED_ON},
+         args.out / 'accuracy.png')
+    draw({STUDIED: rows.get(STUDIED, [])}, args.out / 'study.png')
 
 
-def collect(folder: Path) -> dict[tuple[str, str], list[Row]]:
+def texts(rows: _Rows) -> dict[str, str]:
+    """From a file's name to what it holds."""
+    return {'summary.md': summary(rows), 'noise.md': noise(rows),
+            'table.md': markdown(rows)}
+
+
+def collect(folder: Path) -> _Rows:
     """Rows by (model, bits), methods in METHODS' order after 'fp'."""
     found: dict[tuple, dict[str, dict]] = defaultdict(
         lambda: defaultdict(dict))
@@ -100,7 +120,57 @@ def paired(differences: list[float]) -> tuple[float, float | None]:
     return mean, quantile * statistics.stdev(differences) / math.sqrt(n)
 
 
-def markdown(rows: dict[tuple[str, str], list[Row]]) -> str:
+def summary(rows: _Rows) -> str:
+    """Mean top-1 of the methods side by side, the best quantized one bold."""
+    places = [place for place in rows if place[0] in COMPARED_ON]
+    means = {place: {row.method: statistics.fmean(row.top1.values())
+                     for row in rows[place] if len(row.top1) > 1}
+             for place in places}
+    lines = ['| | ' + ' | '.join(f'{model}, {bits.upper()}'
+                                 for model, bits in places) + ' |',
+             '|---|' + '---|' * len(places)]
+    for method in COMPARED:
+        entries = []
+        for place in places:
+            value = means[place].get(method)
+            best = max(v for m, v in means[place].items()
+                       if m in COMPARED[1:])
+            text = '' if value is None else f'{value:.2f}'
+            entries.append(f'**{text}**' if value == best else text)
+        lines.append(f'| `{method}` | ' + ' | '.join(entries) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def noise(rows: _Rows) -> str:
+    """What noise adds to a method: by setting, and over all pairs of runs."""
+    found = {place: {row.method: row.top1 for row in group}
+             for place, group in rows.items() if place[0] in COMPARED_ON}
+    lines = ['| without, with noise | ' + ' | '.join(
+        f'{model}, {bits.upper()}' for model, bits in found)
+        + f' | all ({CONFIDENCE:.0%} interval), pairs |',
+        '|---|' + '---|' * (len(found) + 1)]
+    for base, noisy in NOISE:
+        every, entries = [], []
+        for runs in found.values():
+            pairs = [value - runs[base][seed]
+                     for seed, value in runs.get(noisy, {}).items()
+                     if seed in runs.get(base, {})]
+            every += pairs
+            entries.append(f'{statistics.fmean(pairs):+.2f}' if pairs else '')
+        pooled = _gain(*paired(every)) if every else ''
+        lines.append(f'| `{base}`, `{noisy}` | ' + ' | '.join(entries)
+                     + f' | {pooled}, {len(every)} |')
+    return '\n'.join(lines) + '\n'
+
+
+def _gain(mean: float, margin: float | None) -> str:
+    text = f'{mean:+.2f}'
+    if margin is None:
+        return text
+    return f'{text} ({mean - margin:+.2f} to {mean + margin:+.2f})'
+
+
+def markdown(rows: _Rows) -> str:
     """All settings' tables."""
     lines = ['# Top-1 on Fashion-MNIST after training on 1,000 images', '',
              'Made by `python benchmarks/accuracy/report.py` from '
@@ -114,10 +184,7 @@ def markdown(rows: dict[tuple[str, str], list[Row]]) -> str:
             values = list(row.top1.values())
             mean = f'{statistics.fmean(values):.2f}' if values else '-'
             std = f'{statistics.stdev(values):.2f}' if len(values) > 1 else '-'
-            gain = '' if row.gain is None else f'{row.gain:+.2f}'
-            if row.margin is not None:
-                gain += (f' ({row.gain - row.margin:+.2f} to '
-                         f'{row.gain + row.margin:+.2f})')
+            gain = '' if row.gain is None else _gain(row.gain, row.margin)
             failed = f' + {row.failed} failed' if row.failed else ''
             lines.append(f'| {row.method} | {len(values)}{failed} | {mean} | '
                          f'{std} | {gain} |')
@@ -125,20 +192,22 @@ def markdown(rows: dict[tuple[str, str], list[Row]]) -> str:
     return '\n'.join(lines)
 
 
-def draw(rows: dict[tuple[str, str], list[Row]], path: Path) -> None:
+def draw(rows: _Rows, path: Path) -> None:
     """Paired difference to LSQ: a row of panels a model, a column a width."""
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
     models = list(dict.fromkeys(model for model, _ in rows))
+    columns = [b for b in BITS if any(bits == b for _, bits in rows)]
     most = {m: max(len(g) for (model, _), g in rows.items() if model == m)
             for m in models}
     heights = [1 + 0.2 * most[m] for m in models]
     fig, axes = plt.subplots(
-        len(models), len(BITS), figsize=(4 * len(BITS), sum(heights)),
+        len(models), len(columns),
+        figsize=(2 + 3.5 * len(columns), sum(heights)),
         height_ratios=heights, squeeze=False, layout='constrained')
     for line, model in zip(axes, models):
-        for axis, bits in zip(line, BITS):
+        for axis, bits in zip(line, columns):
             group = [row for row in rows.get((model, bits), ())
                      if row.gain is not None]
             axis.set_visible(bool(group))

@@ -3,6 +3,8 @@
 import argparse
 import json
 import math
+import re
+import statistics
 import sys
 
 import pytest
@@ -72,18 +74,26 @@ def test_the_interval_is_students(bench):
     assert bench.report.paired([0.3]) == (0.3, None)
 
 
-def test_the_manuals_gains_are_those_of_the_runs(bench):
+def test_the_tables_are_those_of_the_runs(bench):
+    folder = ROOT / 'benchmarks/accuracy/results'
+    for name, text in bench.report.texts(
+            bench.report.collect(folder / 'runs')).items():
+        assert (folder / name).read_text() == text
+
+
+def test_the_readmes_figures_are_those_of_the_runs(bench):
     found = bench.report.collect(ROOT / 'benchmarks/accuracy/results/runs')
-    lines = (ROOT / 'docs/methods.md').read_text().split(
-        '| | W4A4 | W2A4 | W2A2 |\n')[1].splitlines()[1:]
-    rows = [[cell.strip(' `') for cell in line.split('|')[1:-1]]
-            for line in lines[:lines.index('')]]
-    assert len(rows) > 4
-    for method, *gains in rows:
-        for bits, gain in zip(('w4a4', 'w2a4', 'w2a2'), gains):
-            if gain:
-                row, = (r for r in found['wide', bits] if r.method == method)
-                assert (f'{row.gain:+.2f}', len(row.top1)) == (gain, 3)
+    head, rest = re.search(r'^(\| \| `fp` .*)\n\|[-|]+\n((?:\|.*\n)+)',
+                           (ROOT / 'README.md').read_text(), re.M).groups()
+    methods = re.findall('`(.+?)`', head)
+    assert rest.count('\n') > 4
+    for line in rest.splitlines():
+        place, *means = (cell.strip(' *') for cell in line.split('|')[1:-1])
+        model, bits = re.fullmatch(r'`(\w+)`, (W\dA\d)', place).groups()
+        rows = {r.method: r for r in found[model, bits.lower()]}
+        assert means == [f'{statistics.fmean(rows[m].top1.values()):.2f}'
+                         for m in methods]
+        assert all(len(rows[m].top1) == 3 for m in methods)
 
 
 def test_a_run_is_the_same_alone_and_after_others(bench, digits, tmp_path):
