@@ -22,6 +22,7 @@ def bench():
     folder = str(ROOT / 'benchmarks/accuracy')
     sys.path.insert(0, folder)
     try:
+        import anneal  # noqa: F401, registers its hook
         import cells
         import grid
         import report
@@ -129,7 +130,7 @@ def test_a_run_is_the_same_alone_and_after_others(bench, digits, tmp_path):
 def test_what_is_annealed_falls_to_0(bench, fpq_config, what):
     hook = dict(type='Anneal', what=what)
     runner = Runner.from_cfg(fpq_config(**{
-        'custom_hooks': [hook], 'custom_imports.imports': ['anneal'],
+        'custom_hooks': [hook],
         'default_hooks.fpq.perturbation.p': 0.8}))
     runner.train()
     if what == 'p':
