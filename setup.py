@@ -40,7 +40,7 @@ DOCS = [
     'sphinx-rtd-theme>=3,<4',
 ]
 DEV = [
-    'mmcv-lite>=2.2.0', 'pytest', 'pytest-xdist', 'hypothesis',
+    'mmcv-lite>=2.2.0', 'pytest>=9', 'pytest-xdist', 'hypothesis',
     'scikit-learn', 'ruff', 'build>=1.2,<2', 'mypy>=2.4,<3', 'tox>=4.20,<5',
 ]
 

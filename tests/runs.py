@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import struct
 import subprocess
 import sys
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import torch
@@ -107,14 +109,21 @@ def write_config(path: Path, name: str, **more) -> Path:
 
 
 def mim(*args: str, cwd: Path, **env: str) -> str:
-    """Run mim to its end; its output."""
-    done = subprocess.run(
+    """Run mim to its end; its output.
+
+    What hangs is ended with all its processes, which hold the pipe.
+    """
+    process = subprocess.Popen(
         mim_command(*args),
         cwd=cwd,
         env={**os.environ, **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=400)
-    assert done.returncode == 0, done.stdout[-5000:]
-    return done.stdout
+        start_new_session=True)
+    timer = Timer(400, os.killpg, (process.pid, signal.SIGKILL))
+    timer.start()
+    output, _ = process.communicate()
+    timer.cancel()
+    assert process.returncode == 0, output[-5000:]
+    return output

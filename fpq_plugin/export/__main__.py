@@ -28,6 +28,10 @@ def main() -> None:
     parser.add_argument(
         '--tolerance', type=float, default=TOLERANCE,
         help='%% of the classes that may differ (default: %(default)s)')
+    parser.add_argument(
+        '--unsigned-weights', action=argparse.BooleanOptionalAction,
+        help='8-bit weights as uint8, right on every processor, or as int8 '
+        '(default: uint8 where kernels for int8 saturate on this one)')
     parser.add_argument('--json', type=Path, help='write the figures here')
     args = parser.parse_args()
     if args.images < 1:
@@ -36,7 +40,8 @@ def main() -> None:
         parser.error(f'--json: no folder {args.json.parent}')
     try:
         report = export_checkpoint(args.config, args.checkpoint, args.out,
-                                   args.images, args.tolerance)
+                                   args.images, args.tolerance,
+                                   unsigned_weights=args.unsigned_weights)
     except (ValueError, FileNotFoundError, ParityError) as error:
         sys.exit(f'{parser.prog}: {error}')
     print(report)

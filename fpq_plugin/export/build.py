@@ -50,14 +50,17 @@ def quantizers_of(model: nn.Module) -> dict[str, Quantizer]:
 
 def build_onnx(model: nn.Module,
                example: Tensor,
-               whole_biases: bool = True) -> onnx.ModelProto:
-    """Build the ONNX model of a quantized, or a float, torch model.
+               whole_biases: bool = True,
+               unsigned_weights: bool = False) -> onnx.ModelProto:
+    """Build the ONNX model of a quantized torch model.
 
     Args:
         model (nn.Module): In eval mode, takes and returns one tensor.
         example (Tensor): An input, the first axis is the batch.
         whole_biases (bool): Whether biases become integers where 8-bit
             kernels take them. Defaults to True.
+        unsigned_weights (bool): Whether 8-bit weights are uint8 instead of
+            int8. Defaults to False.
 
     Returns:
         onnx.ModelProto: The checked model; its batch size is free.
@@ -84,7 +87,7 @@ def build_onnx(model: nn.Module,
     weights = lower_weights(graph, quantizers, names)
     fold_batch_norm(graph, weights)
     lower_biases(graph, weights, quantizers, whole_biases)
-    store_weights(graph, weights)
+    store_weights(graph, weights, unsigned_weights)
     lower_features(graph, quantizers)
     return _finish(proto, graph)
 

@@ -42,10 +42,11 @@ class Carrier:
             raw_data=packed.tobytes())
 
 
+UINT8 = Carrier(TensorProto.UINT8, 0, 255, 10)
 CARRIERS = (
     Carrier(TensorProto.UINT4, 0, 15, 21),
     Carrier(TensorProto.INT4, -8, 7, 21),
-    Carrier(TensorProto.UINT8, 0, 255, 10),
+    UINT8,
     Carrier(TensorProto.INT8, -128, 127, 10),
 )
 """From narrow to wide."""

@@ -20,7 +20,8 @@ def export_checkpoint(config: str | Config,
                       path: str | os.PathLike,
                       images: int = IMAGES,
                       tolerance: float = TOLERANCE,
-                      loader: DataLoader | None = None) -> ExportReport:
+                      loader: DataLoader | None = None,
+                      unsigned_weights: bool | None = None) -> ExportReport:
     """Write a trained checkpoint as ONNX, compared on its test images.
 
     Args:
@@ -32,6 +33,8 @@ def export_checkpoint(config: str | Config,
         tolerance (float): As for :func:`export_onnx`. Defaults to 0.1.
         loader (DataLoader, optional): What :func:`ordered_images` gave for the
             config, if that was called. Defaults to None.
+        unsigned_weights (bool, optional): As for :func:`export_onnx`.
+            Defaults to None.
 
     Returns:
         ExportReport: Sizes, latencies, parity and bits.
@@ -49,4 +52,5 @@ def export_checkpoint(config: str | Config,
         source['config'] = os.path.basename(model._config.filename)
     batches = image_batches(model, loader or ordered_images(model._config),
                             images)
-    return export_onnx(model, path, batches, tolerance, source)
+    return export_onnx(model, path, batches, tolerance, source,
+                       unsigned_weights)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from ..quantizers import Quantizer
+from .carriers import UINT8
 from .graph import Graph
 from .integers import Integers, integers, weight_integers
 
@@ -59,9 +60,21 @@ def lower_weights(graph: Graph, quantizers: Sequence[Quantizer],
     return found
 
 
-def store_weights(graph: Graph, weights: dict[str, Integers]) -> None:
-    """Store each weight as integers that a DequantizeLinear reads."""
+def store_weights(graph: Graph, weights: dict[str, Integers],
+                  unsigned: bool) -> None:
+    """Store each weight as integers that a DequantizeLinear reads.
+
+    Args:
+        graph (Graph): The graph, changed in place.
+        weights (dict[str, Integers]): The weights, by tensor.
+        unsigned (bool): Whether int8 becomes uint8, 128 higher, where pairs
+            of products could pass 16 bits.
+    """
     for name, numbers in weights.items():
+        if unsigned and numbers.carrier.low == -128 and numbers.high > 63:
+            numbers.weight = numbers.weight + 128
+            numbers.zero_point = numbers.zero_point + 128
+            numbers.carrier = UINT8
         integer = graph.new_name()
         graph.constants[integer] = numbers.carrier.tensor(numbers.weight)
         _dequantize(graph, integer, _parameters(graph, numbers), numbers,

@@ -14,7 +14,7 @@ from .build import build_float_onnx, build_onnx
 from .metadata import add_metadata, exported_layers
 from .parity import Batch, measure_parity
 from .report import ExportReport, Latency
-from .runtime import latencies, open_session
+from .runtime import latencies, open_session, saturates
 
 TOLERANCE = 0.1
 LARGEST_TIMED = 32
@@ -24,7 +24,8 @@ def export_onnx(model: nn.Module,
                 path: str | os.PathLike,
                 batches: Iterable[Batch],
                 tolerance: float = TOLERANCE,
-                source: dict[str, str] | None = None) -> ExportReport:
+                source: dict[str, str] | None = None,
+                unsigned_weights: bool | None = None) -> ExportReport:
     """Write a trained model as ONNX, once onnxruntime answers as it does.
 
     The file has QuantizeLinear and DequantizeLinear of the standard, integer
@@ -44,6 +45,10 @@ def export_onnx(model: nn.Module,
             on average. Defaults to 0.1.
         source (dict[str, str], optional): Notes for the file's metadata.
             Defaults to None.
+        unsigned_weights (bool, optional): Whether 8-bit weights are uint8
+            with zero point 128, which is right on every processor, instead of
+            int8. Defaults to None: where this processor's kernels for int8
+            saturate.
 
     Returns:
         ExportReport: Sizes, latencies, parity and bits.
@@ -57,18 +62,21 @@ def export_onnx(model: nn.Module,
     if not path.parent.is_dir():
         raise FileNotFoundError(f'not exported: no folder {path.parent}')
     with kept_modes(model):
-        return _export(model.eval(), path, batches, tolerance, source or {})
+        return _export(
+            model.eval(), path, batches, tolerance, source or {},
+            saturates() if unsigned_weights is None else unsigned_weights)
 
 
 def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
-            tolerance: float, source: dict[str, str]) -> ExportReport:
+            tolerance: float, source: dict[str, str],
+            unsigned: bool) -> ExportReport:
     batches = iter(batches)
     first = next(batches, None)
     if first is None:
         raise ValueError('not exported: there is no input to compare on')
     example = first[0]
     # The second has no integer biases, should they cost accuracy.
-    protos = [build_onnx(model, example[:2], whole)
+    protos = [build_onnx(model, example[:2], whole, unsigned)
               for whole in (True, False)]
     for proto in protos:
         add_metadata(proto, model, source)

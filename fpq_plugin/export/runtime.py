@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from statistics import median
 
+import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
@@ -40,6 +43,29 @@ def open_session(model: bytes,
         return torch.from_numpy(session.run(None, {INPUT: x.numpy()})[0])
 
     return run
+
+
+@lru_cache
+def saturates() -> bool:
+    """Whether uint8 times int8 goes wrong in onnxruntime on this processor.
+
+    Without VNNI instructions its kernels add products in pairs, in 16 bits
+    that saturate. uint8 times uint8 has other kernels, which do not.
+    """
+    largest = onnx.numpy_helper.from_array(
+        np.full((4, 1), 127, np.int8), 'weight')
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node('MatMulInteger', [INPUT, 'weight'], ['sum'])],
+        'saturates',
+        [onnx.helper.make_tensor_value_info(
+            INPUT, onnx.TensorProto.UINT8, (1, 4))],
+        [onnx.helper.make_tensor_value_info(
+            'sum', onnx.TensorProto.INT32, (1, 1))], [largest])
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid('', 17)], ir_version=8)
+    run = open_session(model.SerializeToString())
+    return run(torch.full((1, 4), 255, dtype=torch.uint8)).item() != (
+        4 * 255 * 127)
 
 
 def latencies(runs: list[Callable[[Tensor], Tensor]], x: Tensor,

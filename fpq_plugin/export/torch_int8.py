@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -147,8 +148,15 @@ def _int8_type(name: str, layer: QuantizedLayer) -> type[Int8Layer]:
         for kind, int8 in ((QuantizedConv2d, Int8Conv2d), (QuantizedLinear,
                                                            Int8Linear)):
             if isinstance(layer, kind):
-                return int8
-        raise ValueError(f'no int8 layer for {type(layer).__name__}')
+                break
+        else:
+            raise ValueError(f'no int8 layer for {type(layer).__name__}')
+        if weight.high > 63 and kernels_saturate():
+            raise ValueError(
+                f'a weight of {weight.low} to {weight.high} saturates on this '
+                'processor, which has no VNNI instructions: train it with 7 '
+                'bits')
+        return int8
     except ValueError as error:
         raise ValueError(f'not converted: {name}: {error}') from error
 
@@ -167,6 +175,18 @@ def has_kernels() -> bool:
     except (ImportError, AttributeError):
         return False
     return found and 'output_dtype' in schema
+
+
+@lru_cache
+def kernels_saturate() -> bool:
+    """Whether they add pairs of products in 16 bits on this processor."""
+    weight = torch.full((1, 4), 127, dtype=torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    total = torch.ops.onednn.qlinear_pointwise(
+        torch.full((1, 4), 255, dtype=torch.uint8), 1.0, 0, packed,
+        torch.ones(1), torch.zeros(1, dtype=torch.int64), None, 1.0, 0,
+        torch.float32, 'none', [], '')
+    return total.item() != 4 * 255 * 127
 
 
 def _require_kernels() -> None:

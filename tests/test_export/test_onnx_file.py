@@ -15,9 +15,12 @@ from torch import nn
 import fpq_plugin
 from fpq_plugin import BaseFakeQuantize, calibrate, convert
 from fpq_plugin.export import ParityError, export_onnx
+from fpq_plugin.export.build import build_onnx
 from fpq_plugin.export.graph import Graph
+from fpq_plugin.export.runtime import open_session, saturates
 
 BITS = st.integers(2, 8)
+EIGHT, ZERO_POINT = ('UINT8', 128) if saturates() else ('INT8', 0)
 
 
 def quantized(model, x, **options):
@@ -81,9 +84,11 @@ def test_any_convolution(tmp_path_factory, conv, weight, activation, shift,
     with torch.no_grad():
         assert_same(answers(path, x), model(x))
     (integers, ), (kind, ) = weights_of(path)
+    assert kind == (
+        'INT4' if weight <= 4 else EIGHT if weight == 8 else 'INT8')
+    integers -= ZERO_POINT if weight == 8 else 0
     assert -2**(weight - 1) <= integers.min()
     assert integers.max() < 2**(weight - 1)
-    assert kind == ('INT4' if weight <= 4 else 'INT8')
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([2, 3, 4]),
@@ -143,6 +148,7 @@ def test_batch_norm_is_folded_where_exact(tmp_path_factory, bits, bias,
     nodes = [node.op_type for node in onnx.load(path).graph.node]
     assert ('BatchNormalization' in nodes) != fits
     integers = torch.tensor(weights_of(path)[0][0])
+    integers -= ZERO_POINT if bits == 8 else 0
     signs = torch.sign(model[1].weight).view(-1, 1, 1, 1)
     assert torch.equal(integers, (trained * signs if fits else
                                   trained).long())
@@ -199,7 +205,7 @@ def test_the_file_says_what_it_is(x, tmp_path):
     assert notes['fpq.scales'] == 'LSQFakeQuantize'
     assert notes['fpq.checkpoint'] == 'epoch_3.pth'
     assert {o.domain: o.version for o in proto.opset_import} == {'': 21}
-    assert weights_of(path)[1] == ['INT8', 'INT4', 'INT4', 'INT8']
+    assert weights_of(path)[1] == [EIGHT, 'INT4', 'INT4', EIGHT]
     kinds = {node.op_type for node in proto.graph.node}
     assert kinds == {'QuantizeLinear', 'DequantizeLinear', 'Conv', 'Add',
                      'Relu', 'Clip', 'Flatten', 'Gemm'}
@@ -227,6 +233,36 @@ def test_eight_bits_run_on_integers(x, tmp_path):
     onnxruntime.InferenceSession(path, options)
     kinds = [node.op_type for node in onnx.load(optimized).graph.node]
     assert 'QLinearConv' in kinds
+
+
+def wide():
+    """A layer of each integer kernel, with sums that pass 16 bits."""
+    torch.manual_seed(0)
+    x = torch.rand(32, 8, 6, 6)
+    model = nn.Sequential(
+        nn.Conv2d(8, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(),
+        nn.Flatten(2), nn.Linear(4, 64, bias=False), nn.ReLU(),
+        nn.Linear(64, 64), nn.Flatten(), nn.Linear(32 * 64, 7))
+    return quantized(model, x, weight=dict(bits=8), activation=dict(bits=8)), x
+
+
+def test_unsigned_weights_are_right_on_every_processor(tmp_path):
+    model, x = wide()
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(model, path, [(x, None)], unsigned_weights=True)
+    kinds = set(weights_of(path)[1])
+    assert kinds == {'UINT8', 'INT32'}  # with biases
+    assert report.parity.mean_difference < 1e-3 * report.parity.spread
+
+
+def test_signed_ones_are_where_it_does_not_saturate():
+    model, x = wide()
+    proto = build_onnx(model, x[:2])
+    with torch.no_grad():
+        expected = model(x)
+        found = open_session(proto.SerializeToString())(x)
+    far = (found - expected).abs().mean() / expected.std()
+    assert saturates() == (far > 0.01)
 
 
 def test_top1_is_told(x, tmp_path):
@@ -360,7 +396,7 @@ def test_a_coarse_bias_before_a_pooling_is_added_in_float(tmp_path):
     assert report.parity.mean_difference < 1e-4 * report.parity.spread
 
 
-@pytest.mark.parametrize(('bits', 'kind'), [(4, 'INT4'), (8, 'INT8')])
+@pytest.mark.parametrize(('bits', 'kind'), [(4, 'INT4'), (8, EIGHT)])
 @pytest.mark.parametrize('layer', [ConvWS2d, ConvAWS2d])
 def test_a_weight_that_its_layer_computes_is_stored(layer, bits, kind,
                                                     tmp_path):

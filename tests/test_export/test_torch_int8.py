@@ -10,16 +10,23 @@ from torch import nn
 
 from fpq_plugin import calibrate, convert
 from fpq_plugin.export import to_torch_int8
-from fpq_plugin.export.torch_int8 import Int8Conv2d, Int8Linear, has_kernels
+from fpq_plugin.export import torch_int8
+from fpq_plugin.export.torch_int8 import (
+    Int8Conv2d,
+    Int8Linear,
+    has_kernels,
+    kernels_saturate,
+)
 
 needs_kernels = pytest.mark.skipif(
     not has_kernels(), reason='this torch has no int8 layers with float '
     'output')
+MOST_BITS = 7 if has_kernels() and kernels_saturate() else 8
 
 
-def quantized(model, x, bits=8, **options):
-    options = dict(weight=dict(bits=bits), activation=dict(bits=bits),
-                   **options)
+def quantized(model, x, bits=MOST_BITS, **options):
+    options = dict(weight=dict(bits=bits), activation=dict(bits=8),
+                   first_last_bits=None, **options)
     convert(model, **options)
     calibrate(model, [x])
     return model.eval()
@@ -29,7 +36,7 @@ def quantized(model, x, bits=8, **options):
 @given(st.sampled_from([1, 2]), st.integers(1, 3), st.integers(1, 3),
        st.integers(1, 3), st.sampled_from([0, 1, (2, 1), 'same']),
        st.sampled_from(['zeros', 'reflect']), st.booleans(),
-       st.integers(2, 8), st.floats(-2, 2))
+       st.integers(2, MOST_BITS), st.floats(-2, 2))
 def test_any_convolution(groups, inputs, outputs, stride, padding, mode, bias,
                          bits, shift):
     conv = nn.Conv2d(
@@ -37,7 +44,7 @@ def test_any_convolution(groups, inputs, outputs, stride, padding, mode, bias,
         stride=1 if padding == 'same' else stride, padding=padding,
         groups=groups, bias=bias, padding_mode=mode)
     x = torch.randn(4, groups * inputs, 7, 8) + shift
-    model = quantized(nn.Sequential(conv), x, bits, first_last_bits=None)
+    model = quantized(nn.Sequential(conv), x, bits)
     int8 = to_torch_int8(model)
     with torch.no_grad():
         torch.testing.assert_close(int8(x), model(x), atol=1e-5, rtol=1e-5)
@@ -82,6 +89,15 @@ def test_what_cannot_be_converted_is_named():
             weight=dict(symmetric=False))
     refused('not converted: 0: no int8 layer for BrevitasLinear',
             backend='brevitas')
+
+
+@needs_kernels
+def test_eight_bits_are_refused_where_they_saturate(monkeypatch):
+    monkeypatch.setattr(torch_int8, 'kernels_saturate', lambda: True)
+    x = torch.randn(8, 4)
+    with pytest.raises(ValueError, match='-128 to 127 saturates .* 7 bits'):
+        to_torch_int8(quantized(nn.Sequential(nn.Linear(4, 3)), x, 8))
+    to_torch_int8(quantized(nn.Sequential(nn.Linear(4, 3)), x, 7))
 
 
 @pytest.mark.skipif(has_kernels(), reason='this torch has the int8 layers')
