@@ -29,6 +29,8 @@ from fpq_plugin import calibrate, convert, load_model
 from fpq_plugin.export import export_checkpoint, export_onnx, to_torch_int8
 from fpq_plugin.export.images import image_batches, ordered_images
 from fpq_plugin.export.parity import measure_parity
+from fpq_plugin.export.runtime import saturates
+from fpq_plugin.export.torch_int8 import kernels_saturate
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'mm_configs/fashion_mnist'
@@ -67,7 +69,7 @@ def trained_row(name: str, runs: Path) -> dict:
         name=name, mim_test_top1=mim_top1(config, checkpoint),
         **report.as_dict())
     del row['path'], row['layers']
-    if name.endswith('w8a8'):
+    if name.endswith('w8a8') and not kernels_saturate():
         model = load_model(str(config), str(checkpoint))
         batches = image_batches(model, ordered_images(model._config), IMAGES)
         row['torch_int8'] = measure_parity(
@@ -123,7 +125,7 @@ def cpu() -> str:
         text = Path('/proc/cpuinfo').read_text()
     except OSError:
         return platform.processor()
-    vnni = 'with' if 'avx512_vnni' in text else 'without'
+    vnni = 'without' if saturates() else 'with'
     return f'{re.findall("model name.*: (.*)", text)[0]}, {vnni} VNNI'
 
 

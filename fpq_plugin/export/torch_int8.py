@@ -104,6 +104,12 @@ class Int8Conv2d(Int8Layer):
             *self.geometry, 1.0, 0, torch.float32, 'none', [], '')
 
 
+INT8_LAYERS: dict[type[QuantizedLayer], type[Int8Layer]] = {
+    QuantizedConv2d: Int8Conv2d,
+    QuantizedLinear: Int8Linear,
+}
+
+
 def to_torch_int8(model: nn.Module) -> nn.Module:
     """A copy of a trained model whose quantized layers compute in int8.
 
@@ -145,11 +151,9 @@ def _int8_type(name: str, layer: QuantizedLayer) -> type[Int8Layer]:
             raise ValueError('int8 needs an unsigned input')
         if weight.zero_point.any():
             raise ValueError('int8 needs a symmetric weight')
-        for kind, int8 in ((QuantizedConv2d, Int8Conv2d), (QuantizedLinear,
-                                                           Int8Linear)):
-            if isinstance(layer, kind):
-                break
-        else:
+        int8 = next((int8 for kind, int8 in INT8_LAYERS.items()
+                     if isinstance(layer, kind)), None)
+        if int8 is None:
             raise ValueError(f'no int8 layer for {type(layer).__name__}')
         if weight.high > 63 and kernels_saturate():
             raise ValueError(

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fpq_plugin import calibrate, convert
-from fpq_plugin.export import to_torch_int8
-from fpq_plugin.export import torch_int8
+from fpq_plugin.export import to_torch_int8, torch_int8
 from fpq_plugin.export.torch_int8 import (
     Int8Conv2d,
     Int8Linear,
