@@ -9,7 +9,6 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from threading import Timer
 
 import numpy as np
 import torch
@@ -121,9 +120,10 @@ def mim(*args: str, cwd: Path, **env: str) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True)
-    timer = Timer(400, os.killpg, (process.pid, signal.SIGKILL))
-    timer.start()
-    output, _ = process.communicate()
-    timer.cancel()
+    try:
+        output, _ = process.communicate(timeout=400)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert process.returncode == 0, output[-5000:]
     return output

@@ -195,10 +195,18 @@ def grid() -> Iterator[Cell]:
         yield from _cells(model, (*ABLATION, *sweep), ('w2a4', ))
     yield from _cells('resnet', (*paper, *strong, 'sfp', 'fpq lambda=0.1'),
                       BITS)
+    # On another processor seeds 0 to 2 give other teachers.
+    yield from _cells('resnet', first, ('w4a4', ), (3, 4, 5))
     # The open choices, where methods differ most.
     yield from _cells('wide', METHODS, ('w2a2', ))
-    for model in ('mobilenet', 'mobilenet_clipped'):
-        yield from _cells(model, first, ('w2a2', ))
+    for model in ('mobilenet', 'mobilenet_clipped', 'mobilenet_slow_steps'):
+        yield from _cells(model, (*first, 'csd=10 kd=0 p=0.1'), ('w2a2', ))
+    for model in ('resnet', 'mobilenet'):
+        yield from _cells(model, (
+            'csd=10 kd=0 p=0.1', 'fpq channel_sum', 'fpq_kd',
+            'csd=0.3 kd=3 p=0.5 channel_sum'), ('w2a2', ))
+    yield from _cells('wide', ('lsq_sam', ), BITS)
+    yield from _cells('mobilenet', paper[:3], ('w4a4', ))
     yield from _cells('mobilenet', [f'{name} observer=min_max'
                                     for name in ('lsq', 'fpq')], ('w2a2', ))
     for model in ('wide_weak_teacher', 'wide_5000_images', 'wide_160_epochs'):
@@ -207,9 +215,9 @@ def grid() -> Iterator[Cell]:
     yield from _cells('mobilenet_v2', ABLATION, BITS)
 
 
-def _cells(model: str, methods: Iterable[str],
-           bits: Iterable[str]) -> Iterator[Cell]:
+def _cells(model: str, methods: Iterable[str], bits: Iterable[str],
+           seeds: Iterable[int] = SEEDS) -> Iterator[Cell]:
     for width in bits:
         for method in methods:
-            for seed in SEEDS:
+            for seed in seeds:
                 yield Cell(model, method, width, seed)

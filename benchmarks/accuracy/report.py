@@ -24,8 +24,8 @@ from scipy.stats import t
 
 HERE = Path(__file__).parent
 CONFIDENCE = 0.95
-COMPARED = ('fp', 'lsq', 'lsq_plus', 'pact', 'kd', 'csd', 'fpq', 'fpq_kd',
-            'sfp_kd')
+COMPARED = ('fp', 'lsq', 'lsq_plus', 'pact', 'lsq_sam', 'kd',
+            'csd=0 kd=3 p=0', 'csd', 'fpq', 'fpq_kd', 'sfp_kd')
 COMPARED_ON = ('resnet', 'wide', 'mobilenet_slow_steps', 'resnet18',
                'mobilenet_v2')
 STUDIED = ('wide', 'w2a2')
@@ -46,6 +46,8 @@ class Row:
         gain (float, optional): Mean paired difference to LSQ, in points.
         margin (float, optional): Half its confidence interval; None for
             fewer than two pairs.
+        to_fp (float, optional): The same difference to full precision.
+        fp_margin (float, optional): Half its confidence interval.
     """
 
     method: str
@@ -53,6 +55,8 @@ class Row:
     failed: int
     gain: float | None
     margin: float | None
+    to_fp: float | None
+    fp_margin: float | None
 
 
 def main() -> None:
@@ -101,13 +105,22 @@ def collect(folder: Path) -> _Rows:
 def _row(method: str, runs: dict[str, dict[int, float | None]]) -> Row:
     top1 = {seed: value for seed, value in sorted(runs[method].items())
             if value is not None}
-    base = runs.get('lsq', {})
-    pairs = [value - base[seed] for seed, value in top1.items()
-             if base.get(seed) is not None]
-    gain = margin = None
-    if method != 'lsq' and pairs:
-        gain, margin = paired(pairs)
-    return Row(method, top1, len(runs[method]) - len(top1), gain, margin)
+    return Row(method, top1, len(runs[method]) - len(top1),
+               *_over(runs, method, 'lsq'), *_over(runs, method, 'fp'))
+
+
+def _over(runs: dict[str, dict[int, float | None]], method: str,
+          base: str) -> tuple[float | None, float | None]:
+    """The method's paired difference to another one."""
+    pairs = _pairs(runs.get(base, {}), runs[method])
+    return paired(pairs) if pairs and method != base else (None, None)
+
+
+def _pairs(base: dict[int, float | None],
+           other: dict[int, float | None]) -> list[float]:
+    """Differences of the seeds that both have."""
+    return [value - base[seed] for seed, value in sorted(other.items())
+            if value is not None and base.get(seed) is not None]
 
 
 def paired(differences: list[float]) -> tuple[float, float | None]:
@@ -142,28 +155,38 @@ def summary(rows: _Rows) -> str:
 
 
 def noise(rows: _Rows) -> str:
-    """What noise adds to a method: by setting, and over all pairs of runs."""
+    """What noise adds to a method: by setting, and over networks.
+
+    A network is a model and a seed: its runs at several bits have one
+    teacher, so their mean counts once. STUDIED, where the amount of noise was
+    chosen, is left out of the mean.
+    """
     found = {place: {row.method: row.top1 for row in group}
              for place, group in rows.items() if place[0] in COMPARED_ON}
     lines = ['| without, with noise | ' + ' | '.join(
         f'{model}, {bits.upper()}' for model, bits in found)
-        + f' | all ({CONFIDENCE:.0%} interval), pairs |',
+        + f' | networks ({CONFIDENCE:.0%} interval), their number |',
         '|---|' + '---|' * (len(found) + 1)]
     for base, noisy in NOISE:
-        every, entries = [], []
-        for runs in found.values():
-            pairs = [value - runs[base][seed]
-                     for seed, value in runs.get(noisy, {}).items()
-                     if seed in runs.get(base, {})]
-            every += pairs
-            entries.append(f'{statistics.fmean(pairs):+.2f}' if pairs else '')
-        pooled = _gain(*paired(every)) if every else ''
+        networks, entries = defaultdict(list), []
+        for place, runs in found.items():
+            both = sorted(set(runs.get(base, {})) & set(runs.get(noisy, {})))
+            pairs = _pairs(runs.get(base, {}), runs.get(noisy, {}))
+            entries.append(f'{statistics.fmean(pairs):+.2f} ({len(pairs)})'
+                           if pairs else '')
+            if place != STUDIED:
+                for seed, difference in zip(both, pairs):
+                    networks[place[0], seed].append(difference)
+        means = [statistics.fmean(each) for each in networks.values()]
+        pooled = f'{_gain(*paired(means))}, {len(means)}' if means else ''
         lines.append(f'| `{base}`, `{noisy}` | ' + ' | '.join(entries)
-                     + f' | {pooled}, {len(every)} |')
+                     + f' | {pooled} |')
     return '\n'.join(lines) + '\n'
 
 
-def _gain(mean: float, margin: float | None) -> str:
+def _gain(mean: float | None, margin: float | None) -> str:
+    if mean is None:
+        return ''
     text = f'{mean:+.2f}'
     if margin is None:
         return text
@@ -179,15 +202,17 @@ def markdown(rows: _Rows) -> str:
     for (model, bits), group in rows.items():
         lines += [f'## {model}, {bits.upper()}', '',
                   '| method | seeds | mean | std | to LSQ, paired '
-                  f'({CONFIDENCE:.0%} interval) |', '|---|---|---|---|---|']
+                  f'({CONFIDENCE:.0%} interval) | to FP |',
+                  '|---|---|---|---|---|---|']
         for row in group:
             values = list(row.top1.values())
             mean = f'{statistics.fmean(values):.2f}' if values else '-'
             std = f'{statistics.stdev(values):.2f}' if len(values) > 1 else '-'
-            gain = '' if row.gain is None else _gain(row.gain, row.margin)
+            gains = [_gain(*each) for each in (
+                (row.gain, row.margin), (row.to_fp, row.fp_margin))]
             failed = f' + {row.failed} failed' if row.failed else ''
             lines.append(f'| {row.method} | {len(values)}{failed} | {mean} | '
-                         f'{std} | {gain} |')
+                         f'{std} | {" | ".join(gains)} |')
         lines.append('')
     return '\n'.join(lines)
 

@@ -25,7 +25,7 @@ _number = itertools.count()
 
 
 def config_text(cell: Cell, work: Path, epochs: int | None = None) -> str:
-    """The cell's config file."""
+    """The cell's config file, without the method's own options."""
     load_from = checkpoint(cell.teacher, work, epochs)
     epochs = epochs or cell.epochs
     bases = ['fashion_mnist_1k.py', MODELS[cell.model].file, 'sgd_40e.py']
@@ -62,10 +62,10 @@ def config_text(cell: Cell, work: Path, epochs: int | None = None) -> str:
 
 def build_config(cell: Cell, work: Path,
                  epochs: int | None = None) -> Config:
-    """Write the cell's config into its folder and read it."""
+    """The cell's config, on a file of its bases in its folder."""
     folder = work / cell.key
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / 'config.py'
+    path = folder / 'bases.py'
     path.write_text(config_text(cell, work, epochs))
     cfg = Config.fromfile(str(path))
     cfg.merge_from_dict(options(cell))
@@ -117,6 +117,7 @@ def train(cell: Cell, work: Path, epochs: int | None = None) -> dict:
     cfg.default_hooks.logger.interval = 20
     cfg.default_hooks.checkpoint = dict(
         type='CheckpointHook', interval=epochs, save_optimizer=False)
+    cfg.dump(Path(cfg.work_dir) / 'config.py')
     start = time.process_time()
     runner = Runner.from_cfg(cfg)
     runner.train()

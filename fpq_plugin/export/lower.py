@@ -125,15 +125,13 @@ def _dequantize(graph: Graph, integer: str, parameters: list[str],
 def _parameters(graph: Graph, numbers: Integers) -> list[str]:
     """Step and zero point, as both nodes take them.
 
-    Left out, a zero point is 0. onnxruntime's QGemm wants a matrix's.
+    onnxruntime's QGemm wants a weight's zero point where it is 0 as well, and
+    1.24 ends the process over a convolution without with its
+    session.x64quantprecision.
     """
-    step = graph.add_constant(numbers.step)
-    of_conv = numbers.weight is not None and numbers.weight.ndim > 2
-    if of_conv and not numbers.zero_point.any():
-        return [step]
     zero_point = graph.new_name()
     graph.constants[zero_point] = numbers.carrier.tensor(numbers.zero_point)
-    return [step, zero_point]
+    return [graph.add_constant(numbers.step), zero_point]
 
 
 def _axis(numbers: Integers) -> dict[str, int]:
