@@ -53,7 +53,8 @@ def counts(report: Path) -> dict[str, int]:
 def row(environment: str, data: Path, tests: list[str]) -> dict:
     """Make the environment, test it, run the demo; its row."""
     tox = [sys.executable, '-m', 'tox', 'run', '-e', environment]
-    found: dict = dict(environment=environment)
+    found: dict = dict(environment=environment, commit=subprocess.check_output(
+        ['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, text=True).strip())
     code, found['install_s'] = timed(*tox, '--recreate', '--notest')
     if code:
         sys.exit(f'{environment} cannot be installed')

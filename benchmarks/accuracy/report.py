@@ -92,6 +92,11 @@ def collect(folder: Path) -> _Rows:
                       if Cell(model, '', '', 0).teacher.model == cell.model]
         for place in places:
             found[place][cell.method][cell.seed] = record['top1']
+    for runs in found.values():  # of a teacher those that taught there
+        seeds = {seed for method in runs.keys() - {'fp'}
+                 for seed in runs[method]}
+        runs['fp'] = {seed: top1 for seed, top1 in runs['fp'].items()
+                      if seed in seeds}
     return {
         (model, bits): [
             _row(method, found[model, bits])
