@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / 'docs/results/wheel.json'
-TORCH = ('torch==2.12.1', 'torchvision==0.27.1')
+PINS = ROOT / 'requirements/py311-torch212.txt'
 MINE = """
 _base_ = [__import__('mm_configs').path('fashion_mnist/resnet_fpq_w4a4.py')]
 load_from = 'fp/epoch_1.pth'
@@ -61,7 +61,8 @@ def try_in(folder: Path, data: Path) -> dict:
     run(sys.executable, '-m', 'venv', folder / 'environment')
     python = folder / 'environment/bin/python'
     start = time.time()
-    run(python, '-m', 'pip', 'install', *TORCH)
+    run(python, '-m', 'pip', 'install', *re.findall(
+        r'^torch(?:vision)?==\S+', PINS.read_text(), re.MULTILINE))
     run(python, '-m', 'pip', 'install', f'{wheel}[mmpretrain]', 'mmcv-lite')
     found: dict = dict(wheel=wheel.name,
                        install_s=round(time.time() - start))

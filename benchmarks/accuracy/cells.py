@@ -195,7 +195,7 @@ def grid() -> Iterator[Cell]:
         yield from _cells(model, (*ABLATION, *sweep), ('w2a4', ))
     yield from _cells('resnet', (*paper, *strong, 'sfp', 'fpq lambda=0.1'),
                       BITS)
-    # On another processor seeds 0 to 2 give other teachers.
+    # More seeds, on another processor: there 0 to 2 give other networks.
     yield from _cells('resnet', first, ('w4a4', ), (3, 4, 5))
     # The open choices, where methods differ most.
     yield from _cells('wide', METHODS, ('w2a2', ))

@@ -92,11 +92,11 @@ def collect(folder: Path) -> _Rows:
                       if Cell(model, '', '', 0).teacher.model == cell.model]
         for place in places:
             found[place][cell.method][cell.seed] = record['top1']
-    for runs in found.values():  # of a teacher those that taught there
-        seeds = {seed for method in runs.keys() - {'fp'}
-                 for seed in runs[method]}
-        runs['fp'] = {seed: top1 for seed, top1 in runs['fp'].items()
-                      if seed in seeds}
+    for runs in found.values():
+        taught = {seed for method, tops in runs.items() if method != 'fp'
+                  for seed in tops}
+        for seed in runs.get('fp', {}).keys() - taught:
+            del runs['fp'][seed]
     return {
         (model, bits): [
             _row(method, found[model, bits])
@@ -118,14 +118,16 @@ def _over(runs: dict[str, dict[int, float | None]], method: str,
           base: str) -> tuple[float | None, float | None]:
     """The method's paired difference to another one."""
     pairs = _pairs(runs.get(base, {}), runs[method])
-    return paired(pairs) if pairs and method != base else (None, None)
+    if not pairs or method == base:
+        return None, None
+    return paired(list(pairs.values()))
 
 
 def _pairs(base: dict[int, float | None],
-           other: dict[int, float | None]) -> list[float]:
+           other: dict[int, float | None]) -> dict[int, float]:
     """Differences of the seeds that both have."""
-    return [value - base[seed] for seed, value in sorted(other.items())
-            if value is not None and base.get(seed) is not None]
+    return {seed: value - base[seed] for seed, value in other.items()
+            if value is not None and base.get(seed) is not None}
 
 
 def paired(differences: list[float]) -> tuple[float, float | None]:
@@ -175,12 +177,12 @@ def noise(rows: _Rows) -> str:
     for base, noisy in NOISE:
         networks, entries = defaultdict(list), []
         for place, runs in found.items():
-            both = sorted(set(runs.get(base, {})) & set(runs.get(noisy, {})))
             pairs = _pairs(runs.get(base, {}), runs.get(noisy, {}))
-            entries.append(f'{statistics.fmean(pairs):+.2f} ({len(pairs)})'
-                           if pairs else '')
+            entries.append(
+                f'{statistics.fmean(pairs.values()):+.2f} ({len(pairs)})'
+                if pairs else '')
             if place != STUDIED:
-                for seed, difference in zip(both, pairs):
+                for seed, difference in pairs.items():
                     networks[place[0], seed].append(difference)
         means = [statistics.fmean(each) for each in networks.values()]
         pooled = f'{_gain(*paired(means))}, {len(means)}' if means else ''

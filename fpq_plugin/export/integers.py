@@ -38,6 +38,10 @@ class Integers:
         """Whether its range is that of the type."""
         return (self.low, self.high) == (self.carrier.low, self.carrier.high)
 
+    def may_saturate(self) -> bool:
+        """Whether two products with uint8 can pass a signed 16-bit sum."""
+        return 2 * 255 * max(-self.low, self.high) > 2**15 - 1
+
     def along_axis(self, value: np.ndarray) -> np.ndarray:
         """``value``, () or (C,), so that it broadcasts to the weight."""
         if self.axis is None:

@@ -67,11 +67,11 @@ def store_weights(graph: Graph, weights: dict[str, Integers],
     Args:
         graph (Graph): The graph, changed in place.
         weights (dict[str, Integers]): The weights, by tensor.
-        unsigned (bool): Whether int8 becomes uint8, 128 higher, where pairs
-            of products could pass 16 bits.
+        unsigned (bool): Whether int8 becomes uint8, 128 higher, where it
+            may saturate.
     """
     for name, numbers in weights.items():
-        if unsigned and numbers.carrier.low == -128 and numbers.high > 63:
+        if unsigned and numbers.carrier.low == -128 and numbers.may_saturate():
             numbers.weight = numbers.weight + 128
             numbers.zero_point = numbers.zero_point + 128
             numbers.carrier = UINT8

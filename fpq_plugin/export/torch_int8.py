@@ -155,7 +155,7 @@ def _int8_type(name: str, layer: QuantizedLayer) -> type[Int8Layer]:
                      if isinstance(layer, kind)), None)
         if int8 is None:
             raise ValueError(f'no int8 layer for {type(layer).__name__}')
-        if weight.high > 63 and kernels_saturate():
+        if weight.may_saturate() and kernels_saturate():
             raise ValueError(
                 f'a weight of {weight.low} to {weight.high} saturates on this '
                 'processor, which has no VNNI instructions: train it with 7 '

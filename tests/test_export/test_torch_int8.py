@@ -24,7 +24,7 @@ MOST_BITS = 7 if has_kernels() and kernels_saturate() else 8
 
 
 def quantized(model, x, bits=MOST_BITS, **options):
-    options = dict(weight=dict(bits=bits), activation=dict(bits=8),
+    options = dict(weight=dict(bits=bits), activation=dict(bits=bits),
                    first_last_bits=None, **options)
     convert(model, **options)
     calibrate(model, [x])
