@@ -45,6 +45,14 @@ def test_a_run_exports_at_its_end(fpq_config, tmp_path):
                                                   tmp_path / 'again.onnx'))
     assert first == second
 
+    done = export(tmp_path / 'config.py', tmp_path / 'run/epoch_1.pth', '-o',
+                  tmp_path / 'unsigned.onnx', '--unsigned-weights')
+    assert done.returncode == 0, done.stderr[-3000:]
+    kinds = {tensor.data_type for tensor in onnx.load(
+        tmp_path / 'unsigned.onnx').graph.initializer}
+    assert onnx.TensorProto.UINT8 in kinds
+    assert onnx.TensorProto.INT8 not in kinds
+
 
 @pytest.mark.slow
 def test_top1_is_that_of_mim_test(digits, fp, tmp_path):
