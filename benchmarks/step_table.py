@@ -47,8 +47,8 @@ def entry(row: dict | None) -> str:
         return ''
     if 'refused' in row:
         return 'refused'
-    return (f'{row["to_fp"]:.2f} / {row["to_floor"]:.2f}, '
-            f'{row["peak_mib"]:.0f}')
+    floor = f'{row["to_floor"]:.2f}' if 'to_floor' in row else '-'
+    return f'{row["to_fp"]:.2f} / {floor}, {row["peak_mib"]:.0f}'
 
 
 if __name__ == '__main__':

@@ -3,10 +3,11 @@
     python benchmarks/accuracy/report.py
 
 Reads ``results/runs/*.json``; writes to ``results``: ``summary.md``, the
-methods side by side; ``noise.md``, what noise adds to each; ``table.md``,
-everything; ``accuracy.png``, the methods, and ``study.png``, the open choices.
-A difference is paired: of runs with the same seed, and so the same teacher and
-order of images.
+methods side by side where FPQ has run; ``noise.md``, what noise adds to each;
+``table.md``, everything; ``accuracy.png``, the methods, and ``study.png``, the
+open choices. A method needs three seeds to be in a table; what has fewer is
+listed below ``table.md``'s. A difference is paired: of runs with the same
+seed, and so the same teacher and order of images.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from scipy.stats import t
 
 HERE = Path(__file__).parent
 CONFIDENCE = 0.95
+MIN_SEEDS = 3
 COMPARED = ('fp', 'lsq', 'lsq_plus', 'pact', 'lsq_sam', 'kd',
             'csd=0 kd=3 p=0', 'csd', 'fpq', 'fpq_kd', 'sfp_kd')
 COMPARED_ON = ('resnet', 'wide', 'mobilenet_slow_steps', 'resnet18',
@@ -58,6 +60,11 @@ class Row:
     to_fp: float | None
     fp_margin: float | None
 
+    @property
+    def runs(self) -> int:
+        """How many there were."""
+        return len(self.top1) + self.failed
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -67,16 +74,38 @@ def main() -> None:
     for name, text in texts(rows).items():
         (args.out / name).write_text(text)
         print(text)
-    draw({(model, bits): [r for r in group if r.method in COMPARED]
-          for (model, bits), group in rows.items() if model in COMPARED_ON},
-         args.out / 'accuracy.png')
+    rows = of_enough_seeds(rows)
+    draw({place: [r for r in rows[place] if r.method in COMPARED]
+          for place in compared(rows)}, args.out / 'accuracy.png')
     draw({STUDIED: rows.get(STUDIED, [])}, args.out / 'study.png')
 
 
 def texts(rows: _Rows) -> dict[str, str]:
     """From a file's name to what it holds."""
-    return {'summary.md': summary(rows), 'noise.md': noise(rows),
-            'table.md': markdown(rows)}
+    enough = of_enough_seeds(rows)
+    return {'summary.md': summary(enough), 'noise.md': noise(enough),
+            'table.md': markdown(enough) + unfinished(rows)}
+
+
+def of_enough_seeds(rows: _Rows) -> _Rows:
+    """The rows that a table may show."""
+    kept = {place: [row for row in group if row.runs >= MIN_SEEDS]
+            for place, group in rows.items()}
+    return {place: group for place, group in kept.items()
+            if any(row.method != 'fp' for row in group)}
+
+
+def unfinished(rows: _Rows) -> str:
+    """The other rows, one a line."""
+    lines = [f'* {model}, {bits.upper()}, {row.method}: '
+             + ', '.join(f'{top1:.2f} (seed {seed})'
+                         for seed, top1 in row.top1.items())
+             for (model, bits), group in rows.items() for row in group
+             if row.runs < MIN_SEEDS]
+    if not lines:
+        return ''
+    return (f'\n## Fewer than {MIN_SEEDS} seeds yet\n\n' + '\n'.join(lines)
+            + '\n')
 
 
 def collect(folder: Path) -> _Rows:
@@ -140,11 +169,17 @@ def paired(differences: list[float]) -> tuple[float, float | None]:
     return mean, quantile * statistics.stdev(differences) / math.sqrt(n)
 
 
+def compared(rows: _Rows) -> list[tuple[str, str]]:
+    """The settings in which methods are held side by side."""
+    return [place for place, group in rows.items() if place[0] in COMPARED_ON
+            and any(row.method == 'fpq' for row in group)]
+
+
 def summary(rows: _Rows) -> str:
     """Mean top-1 of the methods side by side, the best quantized one bold."""
-    places = [place for place in rows if place[0] in COMPARED_ON]
+    places = compared(rows)
     means = {place: {row.method: statistics.fmean(row.top1.values())
-                     for row in rows[place] if len(row.top1) > 1}
+                     for row in rows[place] if row.top1}
              for place in places}
     lines = ['| | ' + ' | '.join(f'{model}, {bits.upper()}'
                                  for model, bits in places) + ' |',
@@ -168,8 +203,8 @@ def noise(rows: _Rows) -> str:
     teacher, so their mean counts once. STUDIED, where the amount of noise was
     chosen, is left out of the mean.
     """
-    found = {place: {row.method: row.top1 for row in group}
-             for place, group in rows.items() if place[0] in COMPARED_ON}
+    found = {place: {row.method: row.top1 for row in rows[place]}
+             for place in compared(rows)}
     lines = ['| without, with noise | ' + ' | '.join(
         f'{model}, {bits.upper()}' for model, bits in found)
         + f' | networks ({CONFIDENCE:.0%} interval), their number |',
