@@ -24,12 +24,17 @@ from .noise_clock import NoiseClock
 from .options import OFF_BITS, build, refuse_unknown, resolve
 from .patterns import matches, refuse_no_patterns, refuse_unmatched
 from .perturb import StochasticFeaturePerturbation
+from .quantizers import Quantizer
+from .reparameterize import allow_reparameterizing, refuse_reparameterizing
 
 DEFAULT_WEIGHT: dict[str, Any] = dict(type='LSQFakeQuantize', bits=4)
 DEFAULT_ACTIVATION: dict[str, Any] = dict(type='LSQFakeQuantize', bits=4)
 DEFAULT_PERTURBATION: dict[str, Any] = dict(
     type='StochasticFeaturePerturbation', p=0.1)
-_PARTS = ('weight', 'activation', 'perturbation')
+_KINDS: dict[str, type[nn.Module]] = dict(
+    weight=Quantizer,
+    activation=Quantizer,
+    perturbation=StochasticFeaturePerturbation)
 
 
 def check_settings(weight: dict | None,
@@ -51,7 +56,8 @@ def check_settings(weight: dict | None,
     base = dict(
         weight=weight, activation=activation, perturbation=perturbation)
     _check_parts('', base, target)
-    resolved = resolve('attention', attention, DEFAULT_ACTIVATION['type'])
+    resolved = resolve('attention', attention, DEFAULT_ACTIVATION['type'],
+                       kind=Quantizer)
     if resolved is not None:
         build('attention', resolved)
     if first_last_bits not in (None, OFF_BITS):
@@ -65,7 +71,7 @@ def check_settings(weight: dict | None,
         key = f'overrides[{pattern!r}]'
         if not isinstance(override, dict):
             raise TypeError(f'{key}: must be a dict, got {override!r}')
-        refuse_unknown(key, override, list(_PARTS))
+        refuse_unknown(key, override, list(_KINDS))
         _check_parts(f'{key}.', {
             part: _merge(base[part], given)
             for part, given in override.items()
@@ -147,6 +153,7 @@ def convert(model: nn.Module,
     except Exception:
         unroute(model)
         raise
+    refuse_reparameterizing(model)
     return LayerTable(_table(model, whys) + products)
 
 
@@ -208,7 +215,10 @@ def _quantize_attention(model: nn.Module, attention: dict | None,
 
 
 def to_float(model: nn.Module) -> nn.Module:
-    """Undo :func:`convert` in place; weights stay as they are now.
+    """Undo :func:`convert` in place.
+
+    The weights are then the latent ones that training moved, not what they
+    were quantized to: the model answers otherwise than the quantized one.
 
     Args:
         model (nn.Module): A model with quantized layers.
@@ -224,6 +234,7 @@ def to_float(model: nn.Module) -> nn.Module:
     for layer in quantized_layers(model).values():
         layer.unswap()
     unroute(model)
+    allow_reparameterizing(model)
     return model
 
 
@@ -239,7 +250,8 @@ def _check_parts(prefix: str, parts: Mapping[str, dict | None],
                  backend: Backend) -> None:
     for part, cfg in parts.items():
         registry = backend.registry(part)
-        cfg = resolve(prefix + part, cfg, _default_type(part), registry)
+        cfg = resolve(prefix + part, cfg, _default_type(part), registry,
+                      _KINDS[part])
         if cfg is None:
             continue
         built = build(prefix + part, cfg, registry)
@@ -261,7 +273,7 @@ def _plan(layers: Mapping[str, nn.Module], base: dict[str, Any],
           overrides: Mapping[str, dict],
           backend: Backend) -> dict[str, tuple[dict, str]]:
     """For each layer its parts' configs and the reason."""
-    nothing = dict.fromkeys(_PARTS)
+    nothing: dict[str, Any] = dict.fromkeys(_KINDS)
 
     def plan(name: str, bits: int | None, why: str) -> tuple[dict, str]:
         by = next((p for p in skip if matches(name, p)), None)

@@ -45,7 +45,7 @@ class Distiller:
 
     Raises:
         ValueError: If the student has no quantized layer, or the teacher
-            lacks one of them.
+            lacks one of them or is quantized.
 
     Examples:
         >>> import copy, torch, fpq_plugin
@@ -88,6 +88,10 @@ class Distiller:
         self._last = list(layers)[-1]
         if all(criterion.last_layer_only for criterion in self.criteria):
             layers = {self._last: layers[self._last]}
+        if quantized_layers(teacher):
+            raise ValueError('the teacher is quantized: copy the model before '
+                             'convert, or take its quantizers off: '
+                             'fpq_plugin.to_float(teacher)')
         route(teacher)
         known = dict(teacher.named_modules())
         missing = [name for name in layers if name not in known]

@@ -47,7 +47,8 @@ def refuse_unknown(key: str, given: Any, known: list[str]) -> None:
 def resolve(key: str,
             cfg: dict | None,
             default_type: str,
-            registry: Registry = MODELS) -> dict | None:
+            registry: Registry = MODELS,
+            kind: type[nn.Module] = nn.Module) -> dict | None:
     """Check a component's config and return it as a plain dict.
 
     Args:
@@ -56,6 +57,8 @@ def resolve(key: str,
         default_type (str): The type if ``cfg`` names none.
         registry (Registry): Where types are found by name. Defaults to
             MODELS.
+        kind (type): What the type must be a subclass of. Defaults to
+            nn.Module.
 
     Returns:
         dict | None: The config with its ``type``; None if ``cfg`` is None or
@@ -63,7 +66,8 @@ def resolve(key: str,
 
     Raises:
         TypeError: If ``cfg`` is neither a dict nor None.
-        ValueError: If the type or an option is unknown.
+        ValueError: If the type or an option is unknown, or the type is of
+            another kind.
     """
     if cfg is None:
         return None
@@ -76,6 +80,10 @@ def resolve(key: str,
             f'{key}.type: {cfg["type"]!r} is not registered in '
             f'{_names(registry)}; check its spelling, and that '
             'custom_imports imports its module')
+    if not issubclass(cls, kind):
+        raise ValueError(
+            f'{key}.type: {cfg["type"]!r} is no {kind.__name__}; the default '
+            f'type is {default_type!r}')
     refuse_unknown(key, cfg, ['type', *known_options(cls)])
     return None if cfg.get('bits') == OFF_BITS else cfg
 

@@ -279,6 +279,12 @@ def test_a_teacher_without_the_layer_is_refused():
         Distiller(model, nn.Sequential(nn.Linear(4, 4)), CSDLoss())
 
 
+def test_a_quantized_teacher_is_refused():
+    model, _ = pair(nn.Sequential(nn.Linear(4, 4)))
+    with pytest.raises(ValueError, match='the teacher is quantized'):
+        Distiller(model, copy.deepcopy(model), CSDLoss())
+
+
 def test_autocast_bfloat16_trains():
     model, teacher = pair(
         nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(),

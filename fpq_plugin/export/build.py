@@ -72,7 +72,8 @@ def build_onnx(model: nn.Module,
     found = quantizers_of(model)
     if not found:
         raise ValueError('not exported: the model has no fake quantizer that '
-                         'is switched on')
+                         'is switched on. Give the config that it was trained '
+                         'with by FPQ')
     names, quantizers = list(found), list(found.values())
     proto = trace(model, quantizers, example)
     graph = Graph(proto)

@@ -222,12 +222,13 @@ class FPQHook(Hook):
         used = (runner.cfg.get('default_hooks') or {}).get('fpq')
         if not isinstance(written, dict) or not isinstance(used, dict):
             return
-        defaults = inspect.signature(FPQHook).parameters
-        unread = [
-            key for key, value in written.items()
-            if key in defaults and value != used.get(key)
-            and used.get(key) == defaults[key].default
-        ]
+        unread = []
+        for key, parameter in inspect.signature(FPQHook).parameters.items():
+            default = parameter.default
+            value, other = (
+                each.get(key, default) or None for each in (written, used))
+            if value != other and other == (default or None):
+                unread.append(key)
         if unread:
             runner.logger.warning(
                 f'FPQ: the top-level fpq of the config has another '
@@ -269,8 +270,8 @@ class FPQHook(Hook):
             'anew from it with load_from and without --resume.',
             (True, False): 'Use the bits it was trained with, or start from '
             'the full-precision checkpoint.',
-            (False, False): 'Test it with the config it was trained with, a '
-            'full-precision one without FPQ.',
+            (False, False): 'Test a checkpoint with the config that it was '
+            'trained with; a full-precision one with a config without FPQ.',
         }[training, training and runner._resume]
         if training and not runner._resume and not quantizer_bits(state):
             refuse_other_architecture(float_state(model), state, what)
@@ -279,6 +280,12 @@ class FPQHook(Hook):
                 quantizer_state(model))
             return
         refuse_other_quantization(model, state, what, mend)
+        if training and not runner._resume:
+            runner.logger.warning(
+                f'FPQ: {what} is a quantized model: training goes on from its '
+                'weights and scales and with its teacher, and calibrates '
+                'nothing. To start anew, set load_from to the full-precision '
+                'checkpoint')
         meta = checkpoint.get('meta', {}).get('fpq', {})
         self._run_teacher.student_loaded(meta.get('teacher'))
 
@@ -487,8 +494,17 @@ def _criteria(
     """The losses that ``fpq.distillation`` names; none: an empty list."""
     given = (distillation if isinstance(distillation, (list, tuple)) else
              [distillation])
-    cfgs = [resolve('distillation', cfg, 'CSDLoss') for cfg in given]
-    return [build('distillation', cfg) for cfg in cfgs if cfg is not None]
+    criteria = []
+    for each in given:
+        cfg = resolve('distillation', each, 'CSDLoss')
+        if cfg is None:
+            continue
+        criterion = build('distillation', cfg)
+        if not hasattr(criterion, 'last_layer_only'):
+            raise ValueError(f'distillation.type: {cfg["type"]!r} is no loss '
+                             "of two layers' outputs, as 'CSDLoss' is")
+        criteria.append(criterion)
+    return criteria
 
 
 def _num_images(calibration: dict) -> int:

@@ -66,7 +66,13 @@ class RunTeacher:
             self._settle_fresh(runner, student)
         else:
             self._settle_recorded(runner)
-        runner.logger.info(f'FPQ: the teacher is {self.record["path"]}')
+        runner.logger.info(f'FPQ: the teacher is {self.record["path"]}'
+                           f'{self._origin()}')
+
+    def _origin(self) -> str:
+        if self.path is not None or self._loaded is not None:
+            return ''
+        return ', a copy of the weights that the run starts from'
 
     def _settle_named(self, runner: Runner, path: str) -> None:
         self.record = dict(mark=fingerprint(self.model), path=_absolute(path))

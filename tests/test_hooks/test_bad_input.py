@@ -19,6 +19,16 @@ from fpq_plugin.safe_loading import load_file
     (dict(perturbation=dict(q=1)), "perturbation: unknown option 'q'"),
     (dict(distillation=dict(weight=1)), "distillation: unknown option 'weig"),
     (dict(distillation=dict(type='KD')), "distillation.type: 'KD' is not"),
+    (dict(distillation=dict(type='LSQFakeQuantize', bits=4)),
+     "distillation.type: 'LSQFakeQuantize' is no loss"),
+    (dict(weight=dict(type='CSDLoss', bits=4)),
+     "weight.type: 'CSDLoss' is no Quantizer"),
+    (dict(activation=dict(type='StochasticFeaturePerturbation')),
+     "activation.type: 'StochasticFeaturePerturbation' is no Quantizer"),
+    (dict(perturbation=dict(type='LSQFakeQuantize', bits=4)),
+     "'LSQFakeQuantize' is no StochasticFeaturePerturbation; the default"),
+    (dict(overrides=dict(x=dict(weight=dict(type='CSDLoss')))),
+     r"overrides\['x'\].weight.type: 'CSDLoss' is no Quantizer"),
     (dict(weigth=None), "fpq: unknown option 'weigth'. Did you mean 'weight'"),
     (dict(backend='tensorrt'), "backend: must be 'brevitas' or 'torch_"),
     (dict(calibration=dict(num_images=0)), 'must be a positive integer'),
@@ -103,7 +113,7 @@ def test_code_in_a_teacher_file_is_not_run(fpq_config, tmp_path):
 
 def test_testing_a_full_precision_checkpoint(fpq_config, fp):
     with pytest.raises(ValueError, match='is of a full-precision model: it '
-                       'has no scales. Test it with the config'):
+                       'has no scales. Test a checkpoint with the config'):
         Runner.from_cfg(fpq_config()).test()
 
 
@@ -253,6 +263,11 @@ def test_a_top_level_fpq_that_is_not_read_is_told(fpq_config, tmp_path):
     train(cfg)
     log = log_of(Path(cfg.work_dir))
     assert 'has another perturbation than default_hooks.fpq' in log
+    bare = fpq_config(str(path), 'bare')
+    bare.default_hooks.fpq = dict(type='FPQHook')
+    train(bare)
+    assert ('has another perturbation than default_hooks.fpq'
+            in log_of(Path(bare.work_dir)))
     plain = fpq_config('fashion_mnist/resnet_lsq_w4a4.py', 'plain')
     train(plain)
     assert 'is not read' not in log_of(Path(plain.work_dir))
