@@ -11,6 +11,7 @@ full-precision runs of their seeds, are trained first where they are missing.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import multiprocessing
 import time
@@ -93,6 +94,10 @@ def _run(job: tuple[Cell, argparse.Namespace]) -> str:
 def run(cell: Cell, args: argparse.Namespace) -> str:
     """Train ``cell`` unless its record is there; a failure is recorded.
 
+    A teacher whose weights are gone is trained again. If it comes out
+    otherwise than its record says, as on another processor, it is not kept:
+    the runs with records started from other weights.
+
     Returns:
         str: What came of it, for the eye.
     """
@@ -104,6 +109,9 @@ def run(cell: Cell, args: argparse.Namespace) -> str:
         return f'{cell}: its record is there'
     if args.deadline and time.time() > args.deadline:
         return f'{cell}: left for the next call'
+    if not is_teacher and not checkpoint(
+            cell.teacher, args.work, args.epochs).exists():
+        return f'{cell}: left out, its teacher is not there'
     try:
         record = train(cell, args.work, args.epochs)
     except (FloatingPointError, ValueError, RuntimeError) as error:
@@ -111,6 +119,12 @@ def run(cell: Cell, args: argparse.Namespace) -> str:
             raise
         traceback.print_exc()
         record = dict(cell=str(cell), top1=None, error=str(error))
+    if gone and path.exists():
+        past = json.loads(path.read_text())['top1']
+        if record['top1'] != past:
+            made.unlink()
+            return (f'{cell}: {record["top1"]} here, {past} in its record. '
+                    'Take other seeds, or another --out')
     write(record, path)
     return f'{cell}: top-1 {record["top1"]}'
 

@@ -139,6 +139,27 @@ def test_a_run_is_the_same_alone_and_after_others(bench, digits, tmp_path):
             in bench.report.texts(rows)['table.md'])
 
 
+def test_runs_do_not_start_from_another_teacher_than_the_records(
+        bench, digits, tmp_path):
+    args = argparse.Namespace(out=tmp_path, work=tmp_path / 'work', epochs=1,
+                              deadline=None)
+    teacher, student = map(bench.cells.Cell.parse, (
+        'resnet/fp/w32a32/1', 'resnet/lsq/w4a4/1'))
+    bench.grid.run(teacher, args)
+    record = tmp_path / f'{teacher.key}.json'
+    same = json.loads(record.read_text())
+    made = bench.train.checkpoint(teacher, args.work, args.epochs)
+    for top1, kept in ((same['top1'], True), (12.5, False)):
+        record.write_text(json.dumps({**same, 'top1': top1}))
+        made.unlink()
+        line = bench.grid.run(teacher, args)
+        assert made.exists() == kept
+        assert ('12.5 in its record' in line) != kept
+    assert json.loads(record.read_text())['top1'] == 12.5
+    assert 'its teacher is not there' in bench.grid.run(student, args)
+    assert not (tmp_path / f'{student.key}.json').exists()
+
+
 @pytest.mark.parametrize('what', ['p', 'loss_weight'])
 def test_what_is_annealed_falls_to_0(bench, fpq_config, what):
     hook = dict(type='Anneal', what=what)
