@@ -283,9 +283,8 @@ class FPQHook(Hook):
         if training and not runner._resume:
             runner.logger.warning(
                 f'FPQ: {what} is a quantized model: training goes on from its '
-                'weights and scales and with its teacher, and calibrates '
-                'nothing. To start anew, set load_from to the full-precision '
-                'checkpoint')
+                'weights, scales and teacher. To start anew, set load_from to '
+                'the full-precision checkpoint')
         meta = checkpoint.get('meta', {}).get('fpq', {})
         self._run_teacher.student_loaded(meta.get('teacher'))
 
