@@ -11,10 +11,11 @@ from brevitas.proxy import ActQuantProxyFromInjector
 from brevitas.proxy.quant_proxy import QuantProxyFromInjector
 from torch import nn
 
-from fpq_plugin import Quantizer
+from fpq_plugin import Quantizer, StochasticFeaturePerturbation
 from fpq_plugin.convert import DEFAULT_PERTURBATION
 from fpq_plugin.noise_clock import NoiseClock
 from fpq_plugin.options import build, resolve
+from fpq_plugin.reparameterize import refuse_reparameterizing
 
 from .convs import BrevitasConv2d
 from .layers import (
@@ -50,7 +51,8 @@ def adopt(model: nn.Module, perturbation: dict | None = None) -> None:
             with another, if a quantizer is none to integers of 2 to 8 bits,
             or if there is no such layer.
     """
-    cfg = resolve('perturbation', perturbation, DEFAULT_PERTURBATION['type'])
+    cfg = resolve('perturbation', perturbation, DEFAULT_PERTURBATION['type'],
+                  kind=StochasticFeaturePerturbation)
     layers = {n: m for n, m in model.named_modules() if type(m) in _TYPES}
     if not layers:
         raise ValueError('nothing to adopt: the model has no layer of the '
@@ -97,6 +99,7 @@ def adopt(model: nn.Module, perturbation: dict | None = None) -> None:
         proxy.train(proxy.training)
     if cfg is not None:
         model.register_forward_pre_hook(clock.tick)
+    refuse_reparameterizing(model)
 
 
 def float_twin(model: nn.Module) -> nn.Module:

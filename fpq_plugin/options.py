@@ -48,7 +48,7 @@ def resolve(key: str,
             cfg: dict | None,
             default_type: str,
             registry: Registry = MODELS,
-            kind: type[nn.Module] = nn.Module) -> dict | None:
+            kind: type = object) -> dict | None:
     """Check a component's config and return it as a plain dict.
 
     Args:
@@ -58,7 +58,7 @@ def resolve(key: str,
         registry (Registry): Where types are found by name. Defaults to
             MODELS.
         kind (type): What the type must be a subclass of. Defaults to
-            nn.Module.
+            object.
 
     Returns:
         dict | None: The config with its ``type``; None if ``cfg`` is None or
@@ -80,10 +80,10 @@ def resolve(key: str,
             f'{key}.type: {cfg["type"]!r} is not registered in '
             f'{_names(registry)}; check its spelling, and that '
             'custom_imports imports its module')
-    if not issubclass(cls, kind):
+    if not isinstance(cls, type) or not issubclass(cls, kind):
         raise ValueError(
-            f'{key}.type: {cfg["type"]!r} is no {kind.__name__}; the default '
-            f'type is {default_type!r}')
+            f'{key}.type: {cfg["type"]!r} is no class of kind '
+            f'{kind.__name__}; the default type is {default_type!r}')
     refuse_unknown(key, cfg, ['type', *known_options(cls)])
     return None if cfg.get('bits') == OFF_BITS else cfg
 

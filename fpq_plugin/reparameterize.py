@@ -21,15 +21,15 @@ def refuse_reparameterizing(model: nn.Module) -> None:
         model (nn.Module): A converted model.
     """
     for module in model.modules():
-        if callable(getattr(module, _METHOD, None)) and quantized_layers(
-                module):
-            setattr(module, _METHOD, _refuse)
+        if hasattr(type(module), _METHOD) and quantized_layers(module):
+            vars(module).setdefault(_METHOD, _refuse)
 
 
 def allow_reparameterizing(model: nn.Module) -> None:
     """Undo :func:`refuse_reparameterizing`."""
     for module in model.modules():
-        vars(module).pop(_METHOD, None)
+        if vars(module).get(_METHOD) is _refuse:
+            del vars(module)[_METHOD]
 
 
 def _refuse(*args: object, **kwargs: object) -> NoReturn:

@@ -6,9 +6,10 @@ import copy
 import hashlib
 import os
 import os.path as osp
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .convert import to_float
 from .safe_loading import load_file
@@ -53,10 +54,10 @@ def fill_from_file(teacher: nn.Module, path: str, key: str) -> None:
     teacher.load_state_dict(state, strict=False)
 
 
-def fingerprint(model: nn.Module) -> str:
-    """Hash of the model's state, 16 hex digits."""
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Hash of a state dict, 16 hex digits."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(state.items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(
             torch.uint8).numpy().tobytes())

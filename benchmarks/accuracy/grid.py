@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from cells import MODELS, Cell, grid
-from train import ROOT, checkpoint, train, write
+from train import ROOT, checkpoint, train, weights_mark, write
 
 _Each = Callable[[list[tuple[Cell, argparse.Namespace]]], Iterable[str]]
 
@@ -94,20 +94,17 @@ def _run(job: tuple[Cell, argparse.Namespace]) -> str:
 def run(cell: Cell, args: argparse.Namespace) -> str:
     """Train ``cell`` unless its record is there; a failure is recorded.
 
-    A teacher whose weights are gone is trained again. If it comes out
-    otherwise than its record says, as on another processor, it is not kept:
-    the runs with records started from other weights.
-
     Returns:
         str: What came of it, for the eye.
     """
     path = args.out / f'{cell.key}.json'
     is_teacher = cell.method == 'fp'
-    made = checkpoint(cell, args.work, args.epochs)
-    gone = is_teacher and not made.exists()
-    if path.exists() and not gone:
+    if path.exists() and not is_teacher:
         return f'{cell}: its record is there'
-    if args.deadline and time.time() > args.deadline:
+    late = args.deadline and time.time() > args.deadline
+    if path.exists():
+        return _teacher_of_record(cell, args, path, late)
+    if late:
         return f'{cell}: left for the next call'
     if not is_teacher and not checkpoint(
             cell.teacher, args.work, args.epochs).exists():
@@ -119,14 +116,33 @@ def run(cell: Cell, args: argparse.Namespace) -> str:
             raise
         traceback.print_exc()
         record = dict(cell=str(cell), top1=None, error=str(error))
-    if gone and path.exists():
-        past = json.loads(path.read_text())['top1']
-        if record['top1'] != past:
-            made.unlink()
-            return (f'{cell}: {record["top1"]} here, {past} in its record. '
-                    'Take other seeds, or another --out')
     write(record, path)
     return f'{cell}: top-1 {record["top1"]}'
+
+
+def _teacher_of_record(cell: Cell, args: argparse.Namespace, path: Path,
+                       late: bool) -> str:
+    """See to it that the teacher's weights are those of its record.
+
+    Gone ones are trained again. Others, as of another processor, are not kept:
+    the runs that have records did not start from them.
+    """
+    past = json.loads(path.read_text())
+    made = checkpoint(cell, args.work, args.epochs)
+    found = dict(past)
+    if made.exists():
+        found['weights'] = weights_mark(made)
+    elif late:
+        return f'{cell}: left for the next call'
+    else:
+        found = train(cell, args.work, args.epochs)
+    # Older records have no mark of the weights.
+    if all(past[key] == found[key] for key in ('top1', 'weights')
+           if key in past):
+        return f'{cell}: its record is there'
+    made.unlink()
+    return (f'{cell}: not the network of its record; take other seeds, or '
+            'another --out and --work')
 
 
 if __name__ == '__main__':

@@ -179,7 +179,7 @@ def summary(rows: _Rows) -> str:
     """Mean top-1 of the methods side by side, the best quantized one bold."""
     places = compared(rows)
     means = {place: {row.method: statistics.fmean(row.top1.values())
-                     for row in rows[place] if row.top1}
+                     for row in rows[place] if len(row.top1) >= MIN_SEEDS}
              for place in places}
     lines = ['| | ' + ' | '.join(f'{model}, {bits.upper()}'
                                  for model, bits in places) + ' |',

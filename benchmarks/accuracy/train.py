@@ -17,6 +17,9 @@ from mmengine import Config
 from mmengine.runner import Runner
 
 import fpq_plugin
+from fpq_plugin.safe_loading import load_file
+from fpq_plugin.state import bare_state
+from fpq_plugin.teacher import fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 BASES = ROOT / 'mm_configs/_base_'
@@ -136,12 +139,18 @@ def train(cell: Cell, work: Path, epochs: int | None = None) -> dict:
         loss_csd=mean('train/loss_csd'),
         cpu_seconds=round(time.process_time() - start, 1),
         options=options(cell),
+        weights=weights_mark(checkpoint(cell, work, epochs)),
         epochs=epochs,
         commit=_commit(),
         version=fpq_plugin.__version__,
         torch=torch.__version__,
         python=platform.python_version(),
         device=_device())
+
+
+def weights_mark(path: Path) -> str:
+    """Hash of the weights in a checkpoint."""
+    return fingerprint(bare_state(load_file(str(path))))
 
 
 def _device() -> str:

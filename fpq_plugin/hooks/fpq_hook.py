@@ -283,8 +283,9 @@ class FPQHook(Hook):
         if training and not runner._resume:
             runner.logger.warning(
                 f'FPQ: {what} is a quantized model: training goes on from its '
-                'weights, scales and teacher. To start anew, set load_from to '
-                'the full-precision checkpoint')
+                'weights and scales and, unless fpq.teacher names another, '
+                'with its teacher. To start anew, set load_from to the '
+                'full-precision checkpoint')
         meta = checkpoint.get('meta', {}).get('fpq', {})
         self._run_teacher.student_loaded(meta.get('teacher'))
 
@@ -501,7 +502,8 @@ def _criteria(
         criterion = build('distillation', cfg)
         if not hasattr(criterion, 'last_layer_only'):
             raise ValueError(f'distillation.type: {cfg["type"]!r} is no loss '
-                             "of two layers' outputs, as 'CSDLoss' is")
+                             "of two layers' outputs: it has no "
+                             'last_layer_only')
         criteria.append(criterion)
     return criteria
 

@@ -75,7 +75,8 @@ class RunTeacher:
         return ', a copy of the weights that the run starts from'
 
     def _settle_named(self, runner: Runner, path: str) -> None:
-        self.record = dict(mark=fingerprint(self.model), path=_absolute(path))
+        self.record = dict(mark=fingerprint(self.model.state_dict()),
+                           path=_absolute(path))
         past = (self._loaded or {}).get('mark', self.record['mark'])
         if past != self.record['mark']:
             runner.logger.warning(
@@ -84,7 +85,7 @@ class RunTeacher:
 
     def _settle_fresh(self, runner: Runner, student: nn.Module) -> None:
         fill_from_student(self.model, student)
-        mark = fingerprint(self.model)
+        mark = fingerprint(self.model.state_dict())
         path = osp.join(runner.work_dir, f'fpq_teacher_{mark}.pth')
         self.record = dict(mark=mark, path=_absolute(path))
         if is_main_process():
@@ -93,7 +94,7 @@ class RunTeacher:
     def _settle_recorded(self, runner: Runner) -> None:
         path = self._find(runner)
         fill_from_file(self.model, path, 'fpq.teacher (of the checkpoint)')
-        if fingerprint(self.model) != self._loaded['mark']:
+        if fingerprint(self.model.state_dict()) != self._loaded['mark']:
             raise ValueError(
                 f'fpq.teacher: {path!r} is not the teacher that the '
                 'checkpoint was trained with (other weights). Set '

@@ -149,13 +149,21 @@ def test_runs_do_not_start_from_another_teacher_than_the_records(
     record = tmp_path / f'{teacher.key}.json'
     same = json.loads(record.read_text())
     made = bench.train.checkpoint(teacher, args.work, args.epochs)
-    for top1, kept in ((same['top1'], True), (12.5, False)):
-        record.write_text(json.dumps({**same, 'top1': top1}))
-        made.unlink()
+    old = {k: v for k, v in same.items() if k != 'weights'}
+    for record_is, trained_again, kept in (
+            (same, False, True), (same, True, True), (old, True, True),
+            ({**old, 'top1': 12.5}, True, False),
+            ({**same, 'weights': 'other'}, False, False)):
+        if not made.exists():
+            record.unlink()
+            bench.grid.run(teacher, args)
+        record.write_text(json.dumps(record_is))
+        if trained_again:
+            made.unlink()
         line = bench.grid.run(teacher, args)
         assert made.exists() == kept
-        assert ('12.5 in its record' in line) != kept
-    assert json.loads(record.read_text())['top1'] == 12.5
+        assert ('not the network of its record' in line) != kept
+        assert json.loads(record.read_text()) == record_is
     assert 'its teacher is not there' in bench.grid.run(student, args)
     assert not (tmp_path / f'{student.key}.json').exists()
 
