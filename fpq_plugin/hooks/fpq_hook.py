@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -61,6 +60,7 @@ from ..version import __version__
 from .export_at_end import ExportAtEnd
 from .run_teacher import RunTeacher
 from .start_weights import starts_from_teacher
+from .unread_options import warn_of_unread_options
 
 DEFAULT_DISTILLATION = dict(type='CSDLoss', loss_weight=1.0)
 DEFAULT_CALIBRATION = dict(num_images=100)
@@ -196,7 +196,7 @@ class FPQHook(Hook):
                     runner, model, self.teacher)
             if self.criteria and self._run_teacher.model is None:
                 self._run_teacher.copy(model)
-            self._warn_of_unread_options(runner)
+            warn_of_unread_options(runner, FPQHook)
         if not quantized_layers(model):
             self._table = self.convert(model)
             runner.logger.info(
@@ -211,29 +211,6 @@ class FPQHook(Hook):
                          list(quantized_layers(model)))
         if training and runner.optim_wrapper is not self._optim_wrapper:
             self._rebuild_optimizer(runner, model)
-
-    def _warn_of_unread_options(self, runner: Runner) -> None:
-        """Tell of a top-level ``fpq`` that says otherwise than the hook's.
-
-        In ``default_hooks = dict(fpq=_base_.fpq)`` that is the base's value,
-        whatever the file itself assigns to ``fpq``.
-        """
-        written = runner.cfg.get('fpq')
-        used = (runner.cfg.get('default_hooks') or {}).get('fpq')
-        if not isinstance(written, dict) or not isinstance(used, dict):
-            return
-        unread = []
-        for key, parameter in inspect.signature(FPQHook).parameters.items():
-            default = parameter.default
-            value, other = (
-                each.get(key, default) or None for each in (written, used))
-            if value != other and other == (default or None):
-                unread.append(key)
-        if unread:
-            runner.logger.warning(
-                f'FPQ: the top-level fpq of the config has another '
-                f'{first_few(unread)} than default_hooks.fpq, and is not '
-                'read: put options into default_hooks.fpq')
 
     def _rebuild_optimizer(self, runner: Runner, model: nn.Module) -> None:
         """Optimizer and schedulers again, now that the scales exist."""

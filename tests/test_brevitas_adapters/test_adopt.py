@@ -193,3 +193,24 @@ def test_noise_on_inputs_that_come_quantized_has_their_step():
     torch.testing.assert_close(steps['3'], wanted.detach())
     found = noise_gradient_norm(model, [batch], 4)
     assert found.feature_loss.value != found.clean_loss
+
+
+def test_a_perturbation_of_another_kind_changes_nothing():
+    model = net()
+    kinds = [type(module) for module in model.modules()]
+    with pytest.raises(ValueError, match="'LSQFakeQuantize' is no class of"):
+        adopt(model, perturbation=dict(type='LSQFakeQuantize'))
+    assert [type(module) for module in model.modules()] == kinds
+
+
+def test_branches_with_quantizers_are_not_fused():
+
+    class Block(nn.Sequential):
+
+        def switch_to_deploy(self):
+            raise AssertionError('called')
+
+    model = Block(QuantConv2d(3, 8, 3, weight_quant=LSQWeightPerChannel))
+    adopt(model)
+    with pytest.raises(RuntimeError, match='the branches are quantized'):
+        model.switch_to_deploy()

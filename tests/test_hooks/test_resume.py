@@ -112,8 +112,8 @@ def test_starting_from_an_fpq_checkpoint_keeps_its_teacher(straight,
     cfg = fpq_config(folder='next')
     cfg.load_from = str(straight / 'epoch_2.pth')
     train(cfg)
-    assert 'calibrates' not in log_of(tmp_path / 'next')
     log = log_of(tmp_path / 'next')
+    assert 'calibrates' not in log
     assert 'epoch_2.pth is a quantized model: training goes on from' in log
     assert 'FPQ: the teacher is' in log
 
