@@ -61,6 +61,9 @@ def parse() -> argparse.Namespace:
                         help='of each worker')
     parser.add_argument('--workers', type=int, default=1,
                         help='processes that train a run each')
+    parser.add_argument('--channels-last', action='store_true',
+                        help="another order of memory, a CPU's faster one; "
+                        'its rounding gives other networks')
     parser.add_argument('--minutes', type=float,
                         help='start no further cell after that time')
     return parser.parse_args()
@@ -110,7 +113,7 @@ def run(cell: Cell, args: argparse.Namespace) -> str:
             cell.teacher, args.work, args.epochs).exists():
         return f'{cell}: left out, its teacher is not there'
     try:
-        record = train(cell, args.work, args.epochs)
+        record = train(cell, args.work, args.epochs, args.channels_last)
     except (FloatingPointError, ValueError, RuntimeError) as error:
         if is_teacher:
             raise
@@ -135,7 +138,7 @@ def _teacher_of_record(cell: Cell, args: argparse.Namespace, path: Path,
     elif late:
         return f'{cell}: left for the next call'
     else:
-        found = train(cell, args.work, args.epochs)
+        found = train(cell, args.work, args.epochs, args.channels_last)
     # Older records have no mark of the weights.
     if all(past[key] == found[key] for key in ('top1', 'weights')
            if key in past):

@@ -101,7 +101,8 @@ def checkpoint(cell: Cell, work: Path, epochs: int | None = None) -> Path:
     return work / cell.key / f'epoch_{epochs or cell.epochs}.pth'
 
 
-def train(cell: Cell, work: Path, epochs: int | None = None) -> dict:
+def train(cell: Cell, work: Path, epochs: int | None = None,
+          channels_last: bool = False) -> dict:
     """Train and test ``cell``; its record.
 
     Args:
@@ -109,6 +110,8 @@ def train(cell: Cell, work: Path, epochs: int | None = None) -> dict:
         work (Path): Folder of all work directories; the teacher's is there.
         epochs (int, optional): Epochs of the teacher, and again of the
             student. Defaults to None: the cell's.
+        channels_last (bool): Whether the model is in that memory format.
+            Defaults to False.
 
     Returns:
         dict: Top-1 (%) on the test set after the last epoch, the means of
@@ -123,6 +126,8 @@ def train(cell: Cell, work: Path, epochs: int | None = None) -> dict:
     cfg.dump(Path(cfg.work_dir) / 'config.py')
     start = time.process_time()
     runner = Runner.from_cfg(cfg)
+    if channels_last:
+        runner.model.to(memory_format=torch.channels_last)
     runner.train()
     scalars = runner.message_hub.log_scalars
     last = len(runner.train_dataloader)
@@ -141,6 +146,7 @@ def train(cell: Cell, work: Path, epochs: int | None = None) -> dict:
         options=options(cell),
         weights=weights_mark(checkpoint(cell, work, epochs)),
         epochs=epochs,
+        channels_last=channels_last,
         commit=_commit(),
         version=fpq_plugin.__version__,
         torch=torch.__version__,
