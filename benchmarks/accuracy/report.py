@@ -3,11 +3,12 @@
     python benchmarks/accuracy/report.py
 
 Reads ``results/runs/*.json``; writes to ``results``: ``summary.md``, the
-methods side by side where FPQ has run; ``noise.md``, what noise adds to each;
-``table.md``, everything; ``accuracy.png``, the methods, and ``study.png``, the
-open choices. A method needs three seeds to be in a table; what has fewer is
-listed below ``table.md``'s. A difference is paired: of runs with the same
-seed, and so the same teacher and order of images.
+methods side by side where the main ones share three seeds, theirs of those
+seeds alone; ``noise.md``, what noise adds to each; ``table.md``, everything;
+``accuracy.png``, the methods, and ``study.png``, the open choices. A method
+needs three seeds to be in a table; what has fewer is listed below
+``table.md``'s. A difference is paired: of runs with the same seed, and so the
+same teacher and order of images.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ CONFIDENCE = 0.95
 MIN_SEEDS = 3
 COMPARED = ('fp', 'lsq', 'lsq_plus', 'pact', 'lsq_sam', 'kd',
             'csd=0 kd=3 p=0', 'csd', 'fpq', 'fpq_kd', 'sfp_kd')
+MAIN = ('lsq', 'kd', 'fpq', 'sfp_kd')
 COMPARED_ON = ('resnet', 'wide', 'mobilenet_slow_steps', 'resnet18',
                'mobilenet_v2')
 STUDIED = ('wide', 'w2a2')
@@ -172,15 +174,32 @@ def paired(differences: list[float]) -> tuple[float, float | None]:
 def compared(rows: _Rows) -> list[tuple[str, str]]:
     """The settings in which methods are held side by side."""
     return [place for place, group in rows.items() if place[0] in COMPARED_ON
-            and any(row.method == 'fpq' for row in group)]
+            and len(shared(group)) >= MIN_SEEDS]
+
+
+def shared(group: list[Row]) -> set[int]:
+    """The seeds that all main methods have."""
+    seeds = {row.method: set(row.top1) for row in group}
+    return set.intersection(*(seeds.get(method, set()) for method in MAIN))
+
+
+def side_by_side(group: list[Row]) -> dict[str, float]:
+    """Means that may be compared: the main methods' and their teachers'.
+
+    The other methods' are of all seeds that they have.
+    """
+    common = shared(group)
+    tops = {row.method: [top1 for seed, top1 in row.top1.items()
+                         if seed in common or row.method not in ('fp', *MAIN)]
+            for row in group}
+    return {method: statistics.fmean(values)
+            for method, values in tops.items() if len(values) >= MIN_SEEDS}
 
 
 def summary(rows: _Rows) -> str:
     """Mean top-1 of the methods side by side, the best quantized one bold."""
     places = compared(rows)
-    means = {place: {row.method: statistics.fmean(row.top1.values())
-                     for row in rows[place] if len(row.top1) >= MIN_SEEDS}
-             for place in places}
+    means = {place: side_by_side(rows[place]) for place in places}
     lines = ['| | ' + ' | '.join(f'{model}, {bits.upper()}'
                                  for model, bits in places) + ' |',
              '|---|' + '---|' * len(places)]
