@@ -50,3 +50,16 @@ class TrainStep:
         if self.teacher is not None:
             self.teacher = torch.compile(self.teacher)
         return self
+
+    def in_channels_last(self) -> TrainStep:
+        """Lay images and weights out with the channels innermost.
+
+        Returns:
+            TrainStep: Itself.
+        """
+        models = [self.model, self.teacher,
+                  self.distiller and self.distiller.teacher]
+        for model in filter(None, models):
+            model.to(memory_format=torch.channels_last)
+        self.x = self.x.contiguous(memory_format=torch.channels_last)
+        return self

@@ -78,6 +78,11 @@ def compiled(build: Builder) -> Builder:
     return lambda model, x, y: build(model, x, y).compile()
 
 
+def channels_last(build: Builder) -> Builder:
+    """The same step in that memory format."""
+    return lambda model, x, y: build(model, x, y).in_channels_last()
+
+
 def torch_ao(quantizer: type[nn.Module]):
     """FPQ's layers with one of torch.ao's fake quantizers in them."""
 
@@ -162,6 +167,10 @@ VARIANTS: dict[str, Builder] = {
     'floor, compiled': compiled(floor),
     'LSQ, compiled': compiled(fpq(None, None)),
     'FPQ, compiled': compiled(fpq(SFP, fpq_plugin.CSDLoss())),
+    'FP, channels_last': channels_last(full_precision),
+    'floor, channels_last': channels_last(floor),
+    'LSQ, channels_last': channels_last(fpq(None, None)),
+    'FPQ, channels_last': channels_last(fpq(SFP, fpq_plugin.CSDLoss())),
 }
 
 
