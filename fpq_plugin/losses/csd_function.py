@@ -30,12 +30,18 @@ def _moments(student: Tensor, teacher: Tensor, over_batch: bool):
     def centre(z: Tensor) -> Tensor:
         return (z[:1] if over_batch else z).mean(2, keepdim=True)
 
+    def variance(z: Tensor, mean_z: Tensor) -> Tensor:
+        square = mean_z * mean_z
+        var = mean(z * z) - square
+        # At least square / (N - 1); less is rounding, of constant channels.
+        return var.masked_fill(2 * z.shape[0] * var < square, 0)
+
     centre_s, centre_t = centre(student), centre(teacher)
     s, t = student - centre_s, teacher - centre_t
     mean_s, mean_t = mean(s), mean(t)
-    var_s = mean(s * s) - mean_s * mean_s
-    var_t = mean(t * t) - mean_t * mean_t
+    var_s, var_t = variance(s, mean_s), variance(t, mean_t)
     cov = mean(s * t) - mean_s * mean_t
+    cov = cov.masked_fill((var_s == 0) | (var_t == 0), 0)
     return centre_s + mean_s, var_s, centre_t + mean_t, var_t, cov
 
 

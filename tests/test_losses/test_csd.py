@@ -121,6 +121,26 @@ def test_constant_channels_give_zero_and_no_nan():
     assert student.grad.abs().max().item() == 0
 
 
+@pytest.mark.parametrize('compiled', ['0', '1'])
+@pytest.mark.parametrize('value', [7.1, -5254799872.0, 2.3e14])
+def test_constant_channels_of_any_size_beside_others(
+        value, compiled, monkeypatch):
+    monkeypatch.setenv('FPQ_COMPILE', compiled)
+    student, teacher = (
+        torch.randn(31, 6, 28, 28).contiguous(
+            memory_format=torch.channels_last) for _ in range(2))
+    student[:, 1] = value
+    student[:, 2] = teacher[:, 2] = value / 3
+    own = student.clone().requires_grad_()
+    ref = student.double().requires_grad_()
+    _, loss = csd(own, teacher, (0, 2, 3), 1e-5)
+    expected = csd_64(ref, teacher.double(), (0, 2, 3), 1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    grad, = torch.autograd.grad(loss, own)
+    grad_ref, = torch.autograd.grad(expected, ref)
+    assert (grad - grad_ref).norm() < 1e-5 * grad_ref.norm()
+
+
 def test_autocast_and_low_precision_maps():
     student, teacher = torch.randn(2, 8, 4, 6, 6).bfloat16()
     expected = csd_64(student.double(), teacher.double(), (0, 2, 3), 1e-5)
