@@ -45,6 +45,7 @@ from ..param_groups import separate_scales
 from ..patterns import refuse_no_patterns, refuse_unmatched
 from ..proposals import behind_proposals
 from ..quantizers import Quantizer
+from ..runaway import RunawaySteps
 from ..self_supervised import refuse_averaged, targets
 from ..state import (
     bare_state,
@@ -167,6 +168,7 @@ class FPQHook(Hook):
         self._optim_wrapper: OptimWrapper | None = None
         self._distiller: Any = None
         self._guard: Any = None
+        self._runaway: Any = None
         self._loss_handle: Any = None
         self._table = LayerTable()
 
@@ -298,6 +300,7 @@ class FPQHook(Hook):
             self._loss_handle = model.register_forward_hook(
                 self._add_loss, with_kwargs=True)
         self._guard = NonFiniteGuard(model)
+        self._runaway = RunawaySteps(model, runner.logger.warning)
 
     def _undistilled(self, runner: Runner, model: nn.Module) -> list[str]:
         """Patterns of layers that CSD leaves out."""
@@ -393,11 +396,14 @@ class FPQHook(Hook):
     def after_train_epoch(self, runner: Runner) -> None:
         """Look at the parameters before CheckpointHook removes old files.
 
+        Tells of steps that have run away, once.
+
         Raises:
             FloatingPointError: If one is not finite.
         """
         if self.active:
             self._refuse_non_finite(runner)
+            self._runaway.look()
 
     def before_save_checkpoint(self, runner: Runner,
                                checkpoint: dict) -> None:
@@ -435,7 +441,7 @@ class FPQHook(Hook):
             self._loss_handle.remove()
             self._distiller.detach()
         self._distiller = self._guard = self._loss_handle = None
-        self._clock = self._run_teacher.model = None
+        self._clock = self._run_teacher.model = self._runaway = None
         self._export.run(runner)
 
     def _summary(self) -> str:

@@ -1,5 +1,6 @@
 """Wrong configs stop before the first iteration and name key and mend."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,28 @@ def test_a_scale_that_is_not_finite_is_never_saved(fpq_config, by_epoch):
     kept = find_latest_checkpoint(cfg.work_dir)
     assert Path(kept).name == ('epoch_1.pth' if by_epoch else 'iter_14.pth')
     assert 'state_dict' in load_file(kept)
+
+
+def test_steps_that_run_away_are_told_of_once(fpq_config, monkeypatch):
+    runner = Runner.from_cfg(fpq_config(**{'train_cfg.max_epochs': 3}))
+    told = []
+    monkeypatch.setattr(runner.logger, 'warning', told.append)
+
+    class RunAway(Hook):
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None,
+                             outputs=None):
+            if runner.iter == 20:  # in epoch 2
+                with torch.no_grad():
+                    runner.model.backbone.layer2[
+                        0].conv1.weight_quantizer.scale[0] *= -1e5
+
+    runner.register_hook(RunAway())
+    runner.train()
+    told = [text for text in told if 'have grown more' in text]
+    assert len(told) == 1
+    assert re.search(r'of backbone.layer2.0.conv1.weight_quantizer \(0\.\d+, '
+                     r'now \d\.?\d*e\+0[34]\) have', told[0])
 
 
 @pytest.mark.parametrize(('content', 'message'), [
