@@ -392,11 +392,12 @@ class FPQHook(Hook):
                 and self.every_n_train_iters(runner, hook.interval)
                 for hook in runner.hooks):
             self._refuse_non_finite(runner)
+            self._runaway.look()
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Look at the parameters before CheckpointHook removes old files.
 
-        Tells of steps that have run away, once.
+        Tells of steps that have run away.
 
         Raises:
             FloatingPointError: If one is not finite.

@@ -214,12 +214,20 @@ def test_a_scale_that_is_not_finite_is_never_saved(fpq_config, by_epoch):
     assert 'state_dict' in load_file(kept)
 
 
-def test_steps_that_run_away_are_told_of_once(fpq_config, monkeypatch):
-    runner = Runner.from_cfg(fpq_config(**{'train_cfg.max_epochs': 3}))
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_steps_that_run_away_are_told_of_once(fpq_config, monkeypatch,
+                                              by_epoch):
+    runner = Runner.from_cfg(fpq_config(**{
+        'train_cfg.max_epochs': 3,
+        'default_hooks.checkpoint.by_epoch': by_epoch,
+        'default_hooks.checkpoint.interval': 1 if by_epoch else 21}))
     told = []
-    monkeypatch.setattr(runner.logger, 'warning', told.append)
+    monkeypatch.setattr(runner.logger, 'warning',
+                        lambda text: told.append((runner.iter, text)))
 
     class RunAway(Hook):
+
+        priority = 'HIGHEST'
 
         def after_train_iter(self, runner, batch_idx, data_batch=None,
                              outputs=None):
@@ -230,10 +238,10 @@ def test_steps_that_run_away_are_told_of_once(fpq_config, monkeypatch):
 
     runner.register_hook(RunAway())
     runner.train()
-    told = [text for text in told if 'have grown more' in text]
-    assert len(told) == 1
+    (when, text), = [each for each in told if 'have grown more' in each[1]]
+    assert when == (2 * len(runner.train_dataloader) if by_epoch else 20)
     assert re.search(r'of backbone.layer2.0.conv1.weight_quantizer \(0\.\d+, '
-                     r'now \d\.?\d*e\+0[34]\) have', told[0])
+                     r'now \d\.?\d*e\+0[34]\) have', text)
 
 
 @pytest.mark.parametrize(('content', 'message'), [
