@@ -17,6 +17,7 @@ from .hooks import (
                      NoiseGradientHook,
                      OutputVarianceHook,
                      SQNRHook,
+                     refuse_forgotten_hooks,
 )
 from .inference import load_model
 from .layers import (
@@ -43,6 +44,7 @@ from .weight_perturb import StochasticWeightPerturbation
 safe_loading.allow_mmengine_checkpoints()
 safe_loading.read_checkpoints_as_data()
 compat.allow_launch_without_accelerator()
+refuse_forgotten_hooks()
 
 __all__ = [
     'BaseFakeQuantize', 'CSDLoss', 'Distiller', 'DoReFaFakeQuantize',

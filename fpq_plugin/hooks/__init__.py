@@ -1,3 +1,4 @@
+from .forgotten_hook import refuse_forgotten_hooks
 from .fpq_hook import FPQHook
 from .hessian_trace_hook import HessianTraceHook
 from .noise_gradient_hook import NoiseGradientHook
@@ -6,5 +7,5 @@ from .sqnr_hook import SQNRHook
 
 __all__ = [
     'FPQHook', 'HessianTraceHook', 'NoiseGradientHook', 'OutputVarianceHook',
-    'SQNRHook'
+    'SQNRHook', 'refuse_forgotten_hooks'
 ]

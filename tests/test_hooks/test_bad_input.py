@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
-from runs import CONFIGS, log_of, train
+from runs import CONFIGS, config, log_of, train
 
 from fpq_plugin import FPQHook
 from fpq_plugin.safe_loading import load_file
@@ -282,6 +282,25 @@ def test_a_model_that_does_not_train_in_loss_mode(fpq_config):
     model.train_step = train_step
     with pytest.raises(RuntimeError, match='distilled nothing(.|\n)*train_st'):
         runner.train()
+
+
+def test_a_fragment_without_its_hook_is_refused(digits, tmp_path):
+    path = tmp_path / 'mine.py'
+    bases = [str(CONFIGS / '_base_' / name) for name in (
+        'fashion_mnist.py', 'resnet_fashion_mnist.py', 'fashion_mnist_6e.py',
+        'fpq_w4a4.py')]
+
+    def runner_of(lines):
+        path.write_text(f'_base_ = {bases}\n{lines}\n')
+        return Runner.from_cfg(config(str(path), tmp_path / 'run'))
+
+    with pytest.raises(ValueError, match=r'default_hooks.fpq: missing'):
+        runner_of('')
+    for lines in ('default_hooks = dict(fpq=_base_.fpq)',
+                  'default_hooks = dict(mine=_base_.fpq)',
+                  'custom_hooks = [_base_.fpq]'):
+        assert any(isinstance(hook, FPQHook)
+                   for hook in runner_of(lines).hooks)
 
 
 def test_a_top_level_fpq_that_is_not_read_is_told(fpq_config, tmp_path):

@@ -177,6 +177,7 @@ def test_float_only_is_bit_identical_to_no_hook(fpq_config):
     off = fpq_config(fpq__weight=None, fpq__activation=None)
     plain = fpq_config(folder='plain')
     del plain.default_hooks.fpq
+    plain.pop('fpq')
     states = [train(cfg).model.state_dict() for cfg in (off, plain)]
     assert list(states[0]) == list(states[1])
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
