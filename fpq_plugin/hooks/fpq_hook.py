@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.dist import broadcast, get_rank, is_main_process
+from mmengine.dist import get_rank
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -17,8 +16,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..backends import get_backend
-from ..calibrate import calibrate, leave_uncalled, uninitialized
-from ..calibration_data import calibration_batches, same_randomness
+from ..calibrate import leave_uncalled, uninitialized
 from ..convert import (
     DEFAULT_ACTIVATION,
     DEFAULT_PERTURBATION,
@@ -29,18 +27,13 @@ from ..convert import (
     noise_clock,
 )
 from ..distill import Distiller
-from ..forward_mode import (
-    calibration_forward,
-    forward_loss,
-    is_loss_mode,
-    teacher_forward,
-)
+from ..forward_mode import is_loss_mode, teacher_forward
 from ..layer_table import LayerTable
 from ..layers import quantized_layers
 from ..noise_clock import NoiseClock
 from ..nonfinite import NonFiniteGuard
 from ..numeric import is_number
-from ..options import build, known_options, refuse_unknown, resolve
+from ..options import known_options, refuse_unknown
 from ..param_groups import separate_scales
 from ..patterns import refuse_no_patterns, refuse_unmatched
 from ..proposals import behind_proposals
@@ -58,13 +51,14 @@ from ..state import (
 )
 from ..teacher import fill_from_file
 from ..version import __version__
+from .criteria import criteria
 from .export_at_end import ExportAtEnd
+from .run_calibration import DEFAULT_CALIBRATION, RunCalibration
 from .run_teacher import RunTeacher
 from .start_weights import starts_from_teacher
 from .unread_options import warn_of_unread_options
 
 DEFAULT_DISTILLATION = dict(type='CSDLoss', loss_weight=1.0)
-DEFAULT_CALIBRATION = dict(num_images=100)
 
 
 @HOOKS.register_module()
@@ -156,8 +150,8 @@ class FPQHook(Hook):
         refuse_no_patterns('fpq.distill_skip', distill_skip)
         self.distill_skip = distill_skip
         self.active = not is_float(weight, activation, overrides)
-        self.criteria = _criteria(distillation)
-        self.num_images = _num_images(calibration)
+        self.criteria = criteria(distillation)
+        self._calibration = RunCalibration(calibration)
         self.teacher = teacher
         self.scale_lr_mult = scale_lr_mult
         self._export = ExportAtEnd(export, self.active)
@@ -281,7 +275,7 @@ class FPQHook(Hook):
         if self.criteria:
             self._run_teacher.settle(runner, model)
         if uninitialized(model):
-            self._calibrate(runner, model)
+            self._calibration.run(runner, model)
         self._export.check(runner, model)
         self._tell_uncalled(runner, model)
         self._count_micro_batches(runner, model)
@@ -318,30 +312,6 @@ class FPQHook(Hook):
             if isinstance(module, Quantizer):
                 module.micro_batches = max(
                     w._accumulative_counts for w in wrappers)
-
-    def _calibrate(self, runner: Runner, model: nn.Module) -> None:
-        start = time.time()
-        runner.logger.info(f'FPQ calibrates on {self.num_images} training '
-                           'images')
-        if is_main_process():
-            self._observe(runner, model, calibration_forward(model))
-        _broadcast_quantizers(model)
-        if uninitialized(model):
-            # Auxiliary heads and the like. On all ranks, since a loss may
-            # hold collectives; rank 0's result counts.
-            self._observe(runner, model, forward_loss, training=True)
-            _broadcast_quantizers(model)
-        runner.logger.info(f'FPQ calibrated in {time.time() - start:.1f} s')
-
-    def _observe(self, runner: Runner, model: nn.Module, forward: Callable,
-                 training: bool = False) -> None:
-        batches = calibration_batches(
-            runner.train_dataloader,
-            self.num_images,
-            runner.seed or 0,
-            progress=is_main_process())
-        with same_randomness():
-            calibrate(model, batches, forward, lambda _: None, training)
 
     def _tell_uncalled(self, runner: Runner, model: nn.Module) -> None:
         """Leave float, and name, the layers that no forward calls."""
@@ -473,45 +443,7 @@ def _inner(model: nn.Module) -> nn.Module:
     return model
 
 
-def _criteria(
-        distillation: dict | list[dict] | None) -> list[nn.Module]:
-    """The losses that ``fpq.distillation`` names; none: an empty list."""
-    given = (distillation if isinstance(distillation, (list, tuple)) else
-             [distillation])
-    criteria = []
-    for each in given:
-        cfg = resolve('distillation', each, 'CSDLoss')
-        if cfg is None:
-            continue
-        criterion = build('distillation', cfg)
-        if not hasattr(criterion, 'last_layer_only'):
-            raise ValueError(f'distillation.type: {cfg["type"]!r} is no loss '
-                             "of two layers' outputs: it has no "
-                             'last_layer_only')
-        criteria.append(criterion)
-    return criteria
-
-
-def _num_images(calibration: dict) -> int:
-    if not isinstance(calibration, dict):
-        raise TypeError('fpq.calibration: must be a dict, got '
-                        f'{calibration!r}')
-    refuse_unknown('fpq.calibration', calibration, ['num_images'])
-    number = calibration.get('num_images', DEFAULT_CALIBRATION['num_images'])
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError('fpq.calibration.num_images: must be a positive '
-                         f'integer, got {number!r}')
-    return number
-
-
 def _wrappers(optim_wrapper: OptimWrapper) -> list[OptimWrapper]:
     if isinstance(optim_wrapper, OptimWrapperDict):
         return list(optim_wrapper.values())
     return [optim_wrapper]
-
-
-def _broadcast_quantizers(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, Quantizer):
-            for tensor in module.state_dict().values():
-                broadcast(tensor)
