@@ -5,9 +5,9 @@
 Reads ``results/runs/*.json``; writes to ``results``: ``summary.md``, the
 methods side by side where the main ones share three seeds, theirs of those
 seeds alone; ``noise.md``, what noise adds to each; ``table.md``, everything;
-``accuracy.png``, the methods, and ``study.png``, the open choices. A method
-needs three seeds to be in a table; what has fewer is listed below
-``table.md``'s. A difference is paired: of runs with the same seed, and so the
+``accuracy.png``, the methods of ``summary.md``, and ``study.png``, the open
+choices. A method needs three seeds to be in a table; what has fewer is listed
+below ``table.md``'s. A difference is paired: of runs with the same seed, and so the
 same teacher and order of images.
 """
 
@@ -77,7 +77,8 @@ def main() -> None:
         (args.out / name).write_text(text)
         print(text)
     rows = of_enough_seeds(rows)
-    draw({place: [r for r in rows[place] if r.method in COMPARED]
+    draw({place: [row for row in of_shared_seeds(rows[place])
+                  if row.method in COMPARED]
           for place in compared(rows)}, args.out / 'accuracy.png')
     draw({STUDIED: rows.get(STUDIED, [])}, args.out / 'study.png')
 
@@ -183,23 +184,25 @@ def shared(group: list[Row]) -> set[int]:
     return set.intersection(*(seeds.get(method, set()) for method in MAIN))
 
 
-def side_by_side(group: list[Row]) -> dict[str, float]:
-    """Means that may be compared: the main methods' and their teachers'.
+def of_shared_seeds(group: list[Row]) -> list[Row]:
+    """Rows that may be compared: the main methods' and their teachers'.
 
     The other methods' are of all seeds that they have.
     """
     common = shared(group)
-    tops = {row.method: [top1 for seed, top1 in row.top1.items()
-                         if seed in common or row.method not in ('fp', *MAIN)]
+    runs = {row.method: {seed: top1 for seed, top1 in row.top1.items()
+                         if seed in common or row.method not in ('fp', *MAIN)}
             for row in group}
-    return {method: statistics.fmean(values)
-            for method, values in tops.items() if len(values) >= MIN_SEEDS}
+    return [_row(method, runs) for method, tops in runs.items()
+            if len(tops) >= MIN_SEEDS]
 
 
 def summary(rows: _Rows) -> str:
     """Mean top-1 of the methods side by side, the best quantized one bold."""
     places = compared(rows)
-    means = {place: side_by_side(rows[place]) for place in places}
+    means = {place: {row.method: statistics.fmean(row.top1.values())
+                     for row in of_shared_seeds(rows[place])}
+             for place in places}
     lines = ['| | ' + ' | '.join(f'{model}, {bits.upper()}'
                                  for model, bits in places) + ' |',
              '|---|' + '---|' * len(places)]

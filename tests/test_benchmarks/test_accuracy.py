@@ -89,14 +89,18 @@ def test_methods_side_by_side_are_of_one_set_of_seeds(bench):
         return bench.report.Row(method, tops, 0, None, None, None, None)
 
     group = [row(method, s1=1.0, s2=2.0, s3=3.0, s4=10.0)
-             for method in ('fp', 'lsq', 'kd', 'sfp_kd')]
+             for method in ('fp', 'lsq', 'sfp_kd')]
+    group.append(row('kd', s1=1.0, s2=2.0, s3=3.0, s4=30.0))
     place = ('resnet', 'w4a4')
     few = {place: [*group, row('fpq', s1=1.0, s2=2.0, s9=9.0)]}
     assert not bench.report.compared(few)
     group += [row('fpq', s1=2.0, s2=3.0, s3=4.0), row('pact', s4=10.0)]
     assert bench.report.compared({place: group}) == [place]
-    assert bench.report.side_by_side(group) == {
+    rows = {row.method: row for row in bench.report.of_shared_seeds(group)}
+    assert {name: statistics.fmean(row.top1.values())
+            for name, row in rows.items()} == {
         'fp': 2.0, 'lsq': 2.0, 'kd': 2.0, 'sfp_kd': 2.0, 'fpq': 3.0}
+    assert (rows['kd'].gain, rows['fpq'].gain) == (0, 1)
 
 
 def test_the_grid_makes_every_run(bench):
