@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from mmengine import Config
@@ -70,9 +71,11 @@ def fpq_options(cfg: Config) -> dict | None:
     """The config's FPQHook, as it is written there; None if it has none."""
     hooks = list((cfg.get('default_hooks') or {}).values())
     hooks += cfg.get('custom_hooks') or []
-    for hook in hooks:
-        kind = hook.get('type', '') if isinstance(hook, dict) else ''
-        name = kind if isinstance(kind, str) else kind.__name__
-        if name.rpartition('.')[2] == 'FPQHook':
-            return hook
-    return None
+    return next(filter(is_fpq_hook, hooks), None)
+
+
+def is_fpq_hook(options: Any) -> bool:
+    """Whether these are a config's options of an FPQHook, however named."""
+    kind = options.get('type', '') if isinstance(options, dict) else ''
+    name = kind if isinstance(kind, str) else kind.__name__
+    return name.rpartition('.')[2] == 'FPQHook'

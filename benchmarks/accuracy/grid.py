@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from cells import MODELS, Cell, grid
-from train import ROOT, checkpoint, train, weights_mark, write
+from train import ROOT, checkpoint, made_by, train, weights_mark, write
 
 _Each = Callable[[list[tuple[Cell, argparse.Namespace]]], Iterable[str]]
 
@@ -118,7 +118,9 @@ def run(cell: Cell, args: argparse.Namespace) -> str:
         if is_teacher:
             raise
         traceback.print_exc()
-        record = dict(cell=str(cell), top1=None, error=str(error))
+        record = dict(
+            cell=str(cell), top1=None, error=str(error),
+            **made_by(cell, args.epochs, args.channels_last))
     write(record, path)
     return f'{cell}: top-1 {record["top1"]}'
 

@@ -18,7 +18,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cells import BITS, METHODS, MODELS, Cell
@@ -33,8 +33,10 @@ MAIN = ('lsq', 'kd', 'fpq', 'sfp_kd')
 COMPARED_ON = ('resnet', 'wide', 'mobilenet_slow_steps', 'resnet18',
                'mobilenet_v2')
 STUDIED = ('wide', 'w2a2')
-# The same with more noise.
-NOISE = (('lsq', 'sfp'), ('csd', 'fpq'), ('csd=0 kd=3 p=0', 'sfp_kd'))
+# A method, the same with noise, and its p.
+NOISE = (('lsq', 'sfp', 0.1), ('csd', 'fpq', 0.1), ('csd', 'fpq p=0.5', 0.5),
+         ('kd', 'csd=0 kd=1 p=0.5', 0.5), ('csd=0 kd=3 p=0', 'sfp_kd', 0.5),
+         ('csd=0 kd=10 p=0', 'csd=0 kd=10 p=0.5', 0.5))
 
 _Rows = dict[tuple[str, str], list['Row']]
 
@@ -193,16 +195,24 @@ def of_shared_seeds(group: list[Row]) -> list[Row]:
     runs = {row.method: {seed: top1 for seed, top1 in row.top1.items()
                          if seed in common or row.method not in ('fp', *MAIN)}
             for row in group}
-    return [_row(method, runs) for method, tops in runs.items()
-            if len(tops) >= MIN_SEEDS]
+    rows = [
+        replace(_row(row.method, runs),
+                failed=0 if row.method in MAIN else row.failed)
+        for row in group
+    ]
+    return [row for row in rows if row.runs >= MIN_SEEDS]
 
 
 def summary(rows: _Rows) -> str:
     """Mean top-1 of the methods side by side, the best quantized one bold."""
     places = compared(rows)
+    found = {place: of_shared_seeds(rows[place]) for place in places}
     means = {place: {row.method: statistics.fmean(row.top1.values())
-                     for row in of_shared_seeds(rows[place])}
-             for place in places}
+                     for row in group if not row.failed}
+             for place, group in found.items()}
+    failed = {place: {row.method: f'{row.failed} of {row.runs} failed'
+                      for row in group if row.failed}
+              for place, group in found.items()}
     lines = ['| | ' + ' | '.join(f'{model}, {bits.upper()}'
                                  for model, bits in places) + ' |',
              '|---|' + '---|' * len(places)]
@@ -212,7 +222,8 @@ def summary(rows: _Rows) -> str:
             value = means[place].get(method)
             best = max(v for m, v in means[place].items()
                        if m in COMPARED[1:])
-            text = '' if value is None else f'{value:.2f}'
+            text = (failed[place].get(method, '') if value is None
+                    else f'{value:.2f}')
             entries.append(f'**{text}**' if value == best else text)
         lines.append(f'| `{method}` | ' + ' | '.join(entries) + ' |')
     return '\n'.join(lines) + '\n'
@@ -227,11 +238,11 @@ def noise(rows: _Rows) -> str:
     """
     found = {place: {row.method: row.top1 for row in rows[place]}
              for place in compared(rows)}
-    lines = ['| without, with noise | ' + ' | '.join(
+    lines = ['| without, with noise | its p | ' + ' | '.join(
         f'{model}, {bits.upper()}' for model, bits in found)
         + f' | networks ({CONFIDENCE:.0%} interval), their number |',
-        '|---|' + '---|' * (len(found) + 1)]
-    for base, noisy in NOISE:
+        '|---|' + '---|' * (len(found) + 2)]
+    for base, noisy, p in NOISE:
         networks, entries = defaultdict(list), []
         for place, runs in found.items():
             pairs = _pairs(runs.get(base, {}), runs.get(noisy, {}))
@@ -243,7 +254,7 @@ def noise(rows: _Rows) -> str:
                     networks[place[0], seed].append(difference)
         means = [statistics.fmean(each) for each in networks.values()]
         pooled = f'{_gain(*paired(means))}, {len(means)}' if means else ''
-        lines.append(f'| `{base}`, `{noisy}` | ' + ' | '.join(entries)
+        lines.append(f'| `{base}`, `{noisy}` | {p} | ' + ' | '.join(entries)
                      + f' | {pooled} |')
     return '\n'.join(lines) + '\n'
 

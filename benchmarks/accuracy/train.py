@@ -143,9 +143,15 @@ def train(cell: Cell, work: Path, epochs: int | None = None,
         loss=mean('train/loss'),
         loss_csd=mean('train/loss_csd'),
         cpu_seconds=round(time.process_time() - start, 1),
-        options=options(cell),
         weights=weights_mark(checkpoint(cell, work, epochs)),
-        epochs=epochs,
+        **made_by(cell, epochs, channels_last))
+
+
+def made_by(cell: Cell, epochs: int | None, channels_last: bool) -> dict:
+    """What made a record, for one of a failure too."""
+    return dict(
+        options=options(cell),
+        epochs=epochs or cell.epochs,
         channels_last=channels_last,
         commit=_commit(),
         version=fpq_plugin.__version__,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 from mmengine.runner import Runner
 
+from ..inference import is_fpq_hook
 from .fpq_hook import FPQHook
 
 
@@ -17,22 +19,21 @@ def refuse_forgotten_hooks() -> None:
     mmengine refuses two bases with one key. Without it the model would be
     trained and tested in full precision, and nothing would say so.
     """
-    original = Runner.register_hooks
-
-    @wraps(original)
-    def register_hooks(self, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        _refuse_forgotten_hook(self)
-
-    Runner.register_hooks = register_hooks
+    for name in ('train', 'val', 'test'):
+        setattr(Runner, name, _after_a_look(getattr(Runner, name)))
 
 
-def _refuse_forgotten_hook(runner: Runner) -> None:
-    fragment = runner.cfg.get('fpq')
-    if (isinstance(fragment, dict)
-            and fragment.get('type') in ('FPQHook', FPQHook)
-            and not any(isinstance(hook, FPQHook) for hook in runner.hooks)):
-        raise ValueError(
-            'default_hooks.fpq: missing; the config has the fpq of a fragment '
-            'but no FPQHook, so nothing would be quantized. Add the line '
-            'default_hooks = dict(fpq=_base_.fpq), or leave the fragment out')
+def _after_a_look(run: Callable) -> Callable:
+
+    @wraps(run)
+    def look_and_run(self: Runner, *args: Any, **kwargs: Any) -> Any:
+        if (is_fpq_hook(self.cfg.get('fpq'))
+                and not any(isinstance(hook, FPQHook) for hook in self.hooks)):
+            raise ValueError(
+                'default_hooks.fpq: missing; the config has the fpq of a '
+                'fragment but no FPQHook, so nothing would be quantized. Add '
+                'the line default_hooks = dict(fpq=_base_.fpq); for a run in '
+                'full precision leave the fragment out, or set fpq = None')
+        return run(self, *args, **kwargs)
+
+    return look_and_run

@@ -294,13 +294,19 @@ def test_a_fragment_without_its_hook_is_refused(digits, tmp_path):
         path.write_text(f'_base_ = {bases}\n{lines}\n')
         return Runner.from_cfg(config(str(path), tmp_path / 'run'))
 
-    with pytest.raises(ValueError, match=r'default_hooks.fpq: missing'):
-        runner_of('')
-    for lines in ('default_hooks = dict(fpq=_base_.fpq)',
-                  'default_hooks = dict(mine=_base_.fpq)',
-                  'custom_hooks = [_base_.fpq]'):
-        assert any(isinstance(hook, FPQHook)
-                   for hook in runner_of(lines).hooks)
+    for lines in ('', "fpq = dict(type='fpq_plugin.FPQHook')"):
+        for run in ('train', 'val', 'test'):
+            with pytest.raises(ValueError, match='default_hooks.fpq: missing'):
+                getattr(runner_of(lines), run)()
+    off = '_base_.fpq.update(weight=None, activation=None)\n'
+    for lines in (off + 'default_hooks = dict(fpq=_base_.fpq)',
+                  off + 'default_hooks = dict(mine=_base_.fpq)',
+                  off + 'custom_hooks = [_base_.fpq]', 'fpq = None',
+                  "fpq = dict(_delete_=True, type='MyOwn')"):
+        runner_of(lines).val()
+    runner = runner_of('')
+    runner.register_hook(FPQHook(weight=None, activation=None))
+    runner.val()
 
 
 def test_a_top_level_fpq_that_is_not_read_is_told(fpq_config, tmp_path):
