@@ -7,8 +7,8 @@ methods side by side where the main ones share three seeds, theirs of those
 seeds alone; ``noise.md``, what noise adds to each; ``table.md``, everything;
 ``accuracy.png``, the methods of ``summary.md``, and ``study.png``, the open
 choices. A method needs three seeds to be in a table; what has fewer is listed
-below ``table.md``'s. A difference is paired: of runs with the same seed, and so the
-same teacher and order of images.
+below ``table.md``'s. A difference is paired: of runs with the same seed, and
+so the same teacher and order of images.
 """
 
 from __future__ import annotations

@@ -103,6 +103,16 @@ def test_methods_side_by_side_are_of_one_set_of_seeds(bench):
     assert (rows['kd'].gain, rows['fpq'].gain) == (0, 1)
 
 
+def test_a_method_with_a_failed_run_has_no_mean(bench):
+    tops = {1: 1.0, 2: 2.0, 3: 3.0}
+    group = [bench.report.Row(method, tops, 0, None, None, None, None)
+             for method in ('fp', 'lsq', 'kd', 'fpq', 'sfp_kd')]
+    group.append(bench.report.Row('pact', {1: 9.0, 2: 9.0}, 1, *[None] * 4))
+    text = bench.report.summary({('resnet', 'w4a4'): group})
+    assert '| `pact` | 1 of 3 failed |' in text
+    assert '| `lsq` | **2.00** |' in text
+
+
 def test_the_grid_makes_every_run(bench):
     cells = set(bench.cells.grid())
     for path in (ROOT / 'benchmarks/accuracy/results/runs').glob('*.json'):
