@@ -77,5 +77,5 @@ def fpq_options(cfg: Config) -> dict | None:
 def is_fpq_hook(options: Any) -> bool:
     """Whether these are a config's options of an FPQHook, however named."""
     kind = options.get('type', '') if isinstance(options, dict) else ''
-    name = kind if isinstance(kind, str) else kind.__name__
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
     return name.rpartition('.')[2] == 'FPQHook'

@@ -189,7 +189,8 @@ def shared(group: list[Row]) -> set[int]:
 def of_shared_seeds(group: list[Row]) -> list[Row]:
     """Rows that may be compared: the main methods' and their teachers'.
 
-    The other methods' are of all seeds that they have.
+    The other methods' are of all seeds that they have. A failed run of a main
+    one is of no shared seed.
     """
     common = shared(group)
     runs = {row.method: {seed: top1 for seed, top1 in row.top1.items()

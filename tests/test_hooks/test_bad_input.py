@@ -302,7 +302,8 @@ def test_a_fragment_without_its_hook_is_refused(digits, tmp_path):
     for lines in (off + 'default_hooks = dict(fpq=_base_.fpq)',
                   off + 'default_hooks = dict(mine=_base_.fpq)',
                   off + 'custom_hooks = [_base_.fpq]', 'fpq = None',
-                  "fpq = dict(_delete_=True, type='MyOwn')"):
+                  "fpq = dict(_delete_=True, type='MyOwn')",
+                  'fpq = dict(_delete_=True, type=5)'):
         runner_of(lines).val()
     runner = runner_of('')
     runner.register_hook(FPQHook(weight=None, activation=None))
