@@ -7,7 +7,9 @@ config's ``custom_imports`` does before a Runner exists, imports this first.
 
 from __future__ import annotations
 
+import atexit
 import inspect
+import time
 from contextlib import AbstractContextManager
 from importlib import import_module
 from importlib.metadata import version
@@ -139,6 +141,10 @@ def allow_launch_without_accelerator() -> None:
     backend is, and its DDP wrapper always gets ``device_ids=[LOCAL_RANK]``,
     which torch refuses for CPU modules. Without an accelerator the launcher
     then uses gloo and the wrapper no device ids; with one, nothing changes.
+
+    A process that ends within milliseconds of a collective, as validation's
+    last, may be aborted at its exit: a thread of gloo still holds a tensor and
+    waits for the GIL (pytorch/pytorch#179291). It gets that time.
     """
     from mmengine.device import get_device
     from mmengine.dist import utils as dist_utils
@@ -149,6 +155,8 @@ def allow_launch_without_accelerator() -> None:
 
     def init_gloo(backend: str, init_backend: str = 'torch', **kwargs) -> None:
         torch.distributed.init_process_group('gloo', **kwargs)
+        # Not destroy_process_group(): DDP's reference keeps the threads alive.
+        atexit.register(time.sleep, 0.5)
 
     original = MMDistributedDataParallel.__init__
 
