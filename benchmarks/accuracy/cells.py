@@ -198,7 +198,8 @@ def grid() -> Iterator[Cell]:
     # More seeds, on another processor: there 0 to 2 give other networks.
     yield from _cells('resnet', first, ('w4a4', ), (3, 4, 5))
     yield from _cells('resnet18', first, BITS[1:], (3, 4, 5))
-    yield from _cells('resnet18', first, ('w2a4', ), (6, 7, 8))
+    yield from _cells('resnet18', (*first, 'lsq_plus', 'pact'), ('w2a4', ),
+                      (6, 7, 8))
     yield from _cells('mobilenet_v2', first, BITS[1:], (3, 4, 5))
     # Seed 4 diverges.
     yield from _cells('mobilenet_v2', first, ('w2a2', ), (6, ))
