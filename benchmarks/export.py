@@ -26,11 +26,15 @@ from models import build
 
 import fpq_plugin
 from fpq_plugin import calibrate, convert, load_model
-from fpq_plugin.export import export_checkpoint, export_onnx, to_torch_int8
-from fpq_plugin.export.images import image_batches, ordered_images
+from fpq_plugin.export import export_onnx, to_torch_int8
 from fpq_plugin.export.parity import measure_parity
 from fpq_plugin.export.runtime import saturates
 from fpq_plugin.export.torch_int8 import kernels_saturate
+from fpq_plugin.openmmlab.export_run import (
+    export_checkpoint,
+    image_batches,
+    ordered_images,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'mm_configs/fashion_mnist'

@@ -25,10 +25,10 @@ from fpq_plugin.analysis import (
     hessian_trace,
     noise_gradient_norm,
 )
-from fpq_plugin.analysis.data import draw, loader_of, prepared
+from fpq_plugin.analysis.batches import draw, loader_of, prepared
+from fpq_plugin.analysis.measuring import weighted_layers
 from fpq_plugin.analysis.noise import weight_steps
-from fpq_plugin.analysis.subject import Subject, load_subjects
-from fpq_plugin.analysis.weighted_layers import weighted_layers
+from fpq_plugin.analysis.subjects import Subject, load_subjects
 
 CONFIGS = Path('mm_configs/fashion_mnist')
 RUNS = ('resnet_fp', 'resnet_lsq_w4a4', 'resnet_fpq_w4a4', 'resnet_lsq_w2a4',

@@ -24,8 +24,11 @@ from export import CONFIGS, ROOT, last_epoch
 from machine import made_by
 
 from fpq_plugin import load_model
-from fpq_plugin.export import export_checkpoint
-from fpq_plugin.export.images import image_batches, ordered_images
+from fpq_plugin.openmmlab.export_run import (
+    export_checkpoint,
+    image_batches,
+    ordered_images,
+)
 
 MODELS = ['resnet_fpq_w8a8', 'resnet_fpq_w4a4', 'vit_fpq_w8a8',
           'mobilenet_v2_fpq_w4a4']

@@ -28,7 +28,7 @@ from rich.table import Table
 from timing import interleaved
 from variants import VARIANTS
 
-from fpq_plugin.compiled import compile_report
+from fpq_plugin._compat.kernels import compile_report
 
 HERE = Path(__file__).parent
 # glibc otherwise hands a step's memory back to the kernel, and the next step

@@ -25,7 +25,7 @@ from models import MODELS, build
 import fpq_plugin
 from fpq_plugin.analysis import PlainBatch, hessian_trace, quiet
 from fpq_plugin.analysis.hessian import SurrogateHessian
-from fpq_plugin.analysis.weighted_layers import weighted_layers
+from fpq_plugin.analysis.measuring import weighted_layers
 
 PROBES, SKETCH = 8, 4
 

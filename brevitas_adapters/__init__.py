@@ -5,21 +5,16 @@ Importing this package registers the backend 'brevitas'; ``FPQHook`` and
 """
 
 # ruff: noqa: E402
-from importlib.util import find_spec
-
-from fpq_plugin.compat import refuse_unfit
+from fpq_plugin._compat.versions import refuse_unfit
 
 refuse_unfit('brevitas')
 
 from .adopt import adopt, float_twin
 from .backend import register_injector
-from .convs import BrevitasConv2d
+from .convolutions import BrevitasConv2d
 from .layers import BrevitasLayer, BrevitasLinear
 from .lsq import LSQActPerTensor, LSQWeightPerChannel
 from .stock import StockQuantizer
-
-if find_spec('mmcv') is not None:
-    from . import mmcv_wrappers  # noqa: F401
 
 __all__ = [
     'BrevitasConv2d', 'BrevitasLayer', 'BrevitasLinear', 'LSQActPerTensor',

@@ -11,18 +11,13 @@ from brevitas.proxy import ActQuantProxyFromInjector
 from brevitas.proxy.quant_proxy import QuantProxyFromInjector
 from torch import nn
 
-from fpq_plugin import Quantizer, StochasticFeaturePerturbation
-from fpq_plugin.convert import DEFAULT_PERTURBATION
-from fpq_plugin.noise_clock import NoiseClock
+from fpq_plugin.convert import DEFAULT_PERTURBATION, refuse_reparameterizing
 from fpq_plugin.options import build, resolve
-from fpq_plugin.reparameterize import refuse_reparameterizing
+from fpq_plugin.perturbation import NoiseClock, StochasticFeaturePerturbation
+from fpq_plugin.quantizers import Quantizer
 
-from .convs import BrevitasConv2d
-from .layers import (
-    BrevitasLinear,
-    settle_proxy,
-    tensor_quant_of,
-)
+from .convolutions import BrevitasConv2d
+from .layers import BrevitasLinear, settle_proxy, tensor_quant_of
 from .stock import StockQuantizer
 from .tensor_quant import ActTensorQuant, TensorQuant
 

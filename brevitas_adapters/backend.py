@@ -13,7 +13,7 @@ from brevitas.proxy import (
 from brevitas.quant import fixed_point, scaled_int, shifted_scaled_int
 from mmengine.registry import MODELS, Registry
 
-from fpq_plugin.backends import Backend, register_backend
+from fpq_plugin.layers import Backend, register_backend
 
 from .stock import StockQuantizer
 

@@ -9,9 +9,9 @@ from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from brevitas.quant_tensor import QuantTensor
 from torch import Tensor, nn
 
-from fpq_plugin import QuantizedLayer, Quantizer, register_layer
-from fpq_plugin.layers import InProjection
-from fpq_plugin.layers.multihead_attention import linear_rows
+from fpq_plugin.layers import InProjection, QuantizedLayer, register_layer
+from fpq_plugin.layers.attention_projections import linear_rows
+from fpq_plugin.quantizers import Quantizer
 
 from .backend import BREVITAS
 from .lsq import LSQActPerTensor, LSQWeightPerChannel

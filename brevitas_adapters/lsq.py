@@ -10,7 +10,7 @@ from brevitas.proxy import (
 )
 from torch import nn
 
-from fpq_plugin import LSQFakeQuantize
+from fpq_plugin.quantizers import LSQFakeQuantize
 
 from .tensor_quant import ActTensorQuant, TensorQuant
 

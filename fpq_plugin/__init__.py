@@ -4,46 +4,47 @@ Importing this package registers :class:`FPQHook`, :class:`CSDLoss`,
 :class:`StochasticFeaturePerturbation` and the fake quantizers with MMEngine.
 """
 
-from . import (
-                     compat,  # isort: split  (refuses stacks that cannot work)
-                     safe_loading,
+from ._compat import (
+    safe_loading,
+    versions,  # isort: split  (refuses what cannot work)
+)
+from .analysis.hooks import (
+    HessianTraceHook,
+    NoiseGradientHook,
+    OutputVarianceHook,
+    SQNRHook,
 )
 from .calibrate import calibrate
 from .convert import convert, to_float
-from .distill import Distiller
-from .hooks import (
-                     FPQHook,
-                     HessianTraceHook,
-                     NoiseGradientHook,
-                     OutputVarianceHook,
-                     SQNRHook,
-                     refuse_forgotten_hooks,
-)
-from .inference import load_model
+from .distillation import CSDLoss, Distiller, LogitKD
 from .layers import (
-                     QuantizedLayer,
-                     register_attention,
-                     register_layer,
-                     register_weight_reader,
+    QuantizedLayer,
+    register_attention,
+    register_layer,
+    register_weight_reader,
 )
-from .losses import CSDLoss, LogitKD
+from .openmmlab.config_checks import refuse_forgotten_hooks
+from .openmmlab.fpq_hook import FPQHook
+from .openmmlab.inference import load_model
 from .param_groups import param_groups
-from .perturb import StochasticFeaturePerturbation
+from .perturbation import (
+    StochasticFeaturePerturbation,
+    StochasticWeightPerturbation,
+)
 from .quantizers import (
-                     BaseFakeQuantize,
-                     DoReFaFakeQuantize,
-                     LSQFakeQuantize,
-                     LSQPlusFakeQuantize,
-                     PACTFakeQuantize,
-                     Quantizer,
-                     TorchAOFakeQuantize,
+    BaseFakeQuantize,
+    DoReFaFakeQuantize,
+    LSQFakeQuantize,
+    LSQPlusFakeQuantize,
+    PACTFakeQuantize,
+    Quantizer,
+    TorchAOFakeQuantize,
 )
 from .version import __version__
-from .weight_perturb import StochasticWeightPerturbation
 
 safe_loading.allow_mmengine_checkpoints()
 safe_loading.read_checkpoints_as_data()
-compat.allow_launch_without_accelerator()
+versions.allow_launch_without_accelerator()
 refuse_forgotten_hooks()
 
 __all__ = [

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ._compat.restoring import kept_modes
 from .layers import quantized_layers
-from .modes import kept_modes
 from .quantizers import Quantizer
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from .backends import Backend, get_backend
 from .layer_table import LayerRow, LayerTable
 from .layers import (
     AttentionProducts,
+    Backend,
     QuantizedLayer,
+    get_backend,
     quantizable_types,
     quantized_layers,
     quantized_type,
@@ -20,12 +21,17 @@ from .layers import (
     route_attention,
     unroute,
 )
-from .noise_clock import NoiseClock
-from .options import OFF_BITS, build, refuse_unknown, resolve
-from .patterns import matches, refuse_no_patterns, refuse_unmatched
-from .perturb import StochasticFeaturePerturbation
+from .options import (
+    OFF_BITS,
+    build,
+    matches,
+    refuse_no_patterns,
+    refuse_unknown,
+    refuse_unmatched,
+    resolve,
+)
+from .perturbation import NoiseClock, StochasticFeaturePerturbation
 from .quantizers import Quantizer
-from .reparameterize import allow_reparameterizing, refuse_reparameterizing
 
 DEFAULT_WEIGHT: dict[str, Any] = dict(type='LSQFakeQuantize', bits=4)
 DEFAULT_ACTIVATION: dict[str, Any] = dict(type='LSQFakeQuantize', bits=4)
@@ -359,3 +365,34 @@ def _table(model: nn.Module, whys: Mapping[str, str]) -> LayerTable:
                      bits(layer, 'input_quantizer'), tuple(weight.shape),
                      why))
     return rows
+
+
+_METHOD = 'switch_to_deploy'
+
+
+def refuse_reparameterizing(model: nn.Module) -> None:
+    """Make fusing the branches of quantized blocks an error.
+
+    The blocks' own method reads the branches' latent weights and makes a
+    plain convolution of them, without a word of the quantizers.
+
+    Args:
+        model (nn.Module): A converted model.
+    """
+    for module in model.modules():
+        if hasattr(type(module), _METHOD) and quantized_layers(module):
+            vars(module).setdefault(_METHOD, _refuse)
+
+
+def allow_reparameterizing(model: nn.Module) -> None:
+    """Undo :func:`refuse_reparameterizing`."""
+    for module in model.modules():
+        if vars(module).get(_METHOD) is _refuse:
+            del vars(module)[_METHOD]
+
+
+def _refuse(*args: object, **kwargs: object) -> NoReturn:
+    raise RuntimeError(
+        f'{_METHOD}: the branches are quantized, each with its own steps, and '
+        'fusing them would drop that. Fuse the full-precision model and train '
+        'that with FPQ, or take the quantizers off by fpq_plugin.to_float')

@@ -1,9 +1,12 @@
-"""Options from config dicts: checked, merged and built, with plain errors."""
+"""Reading options from configs: names, numbers, patterns; plain errors."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import math
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Any
 
 from mmengine.registry import MODELS, Registry
@@ -126,3 +129,54 @@ def _names(registry: Registry) -> str:
     if registry is MODELS:
         return 'MODELS'
     return f'{registry.name.upper()} or MODELS'
+
+
+def is_number(value: Any, low: float, high: float = math.inf) -> bool:
+    """Whether ``value`` is a finite number of ``low`` to ``high``."""
+    return (isinstance(value, (int, float)) and not isinstance(value, bool)
+            and math.isfinite(value) and low <= value <= high)
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether ``pattern`` names the layer or a module that holds it.
+
+    ``*`` stands for any characters, dots included: ``backbone.layer1`` and
+    ``backbone.layer1.*`` both match ``backbone.layer1.0.conv1``.
+    """
+    parts = name.split('.')
+    return any(
+        fnmatchcase('.'.join(parts[:end]), pattern)
+        for end in range(1,
+                         len(parts) + 1))
+
+
+def refuse_no_patterns(key: str, patterns: Any) -> None:
+    """Refuse what is not a list of patterns.
+
+    Raises:
+        TypeError: Naming the key.
+    """
+    if isinstance(patterns, str) or not all(
+            isinstance(p, str) for p in patterns):
+        raise TypeError(f'{key}: must be a list of patterns, got '
+                        f'{patterns!r}')
+
+
+def refuse_unmatched(key: str, patterns: Iterable[str],
+                     names: list[str]) -> None:
+    """Refuse a pattern that matches no layer.
+
+    Args:
+        key (str): The option's name in the config, for the message.
+        patterns (Iterable[str]): The patterns.
+        names (list[str]): Names of the layers that can be quantized.
+
+    Raises:
+        ValueError: Naming the pattern and the nearest layer names.
+    """
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
+            raise ValueError(
+                f'{key}: the pattern {pattern!r} matches no layer that can be '
+                f'quantized. Nearest names: {", ".join(near or names[:3])}.')

@@ -17,9 +17,9 @@ from mmengine import Config
 from mmengine.runner import Runner
 
 import fpq_plugin
-from fpq_plugin.safe_loading import load_file
+from fpq_plugin._compat.safe_loading import load_file
+from fpq_plugin.openmmlab.teacher import fingerprint
 from fpq_plugin.state import bare_state
-from fpq_plugin.teacher import fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 BASES = ROOT / 'mm_configs/_base_'

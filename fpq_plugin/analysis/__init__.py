@@ -1,24 +1,37 @@
 """See the landscape of a trained model: Hessian, stability, features.
 
 Each function takes a model, quantized or not, and a list of batches, and
-leaves the model as it was. ``python -m fpq_plugin.analysis`` runs them all.
-Curvature needs curvlinops, pictures need matplotlib:
+leaves the model as it was. ``fpq analyze`` runs them all. Curvature needs
+curvlinops, pictures need matplotlib:
 ``pip install 'fpq-openmmlab[analysis]'``.
 """
 
-from .batch import Batch, MMBatch, PlainBatch
-from .channel_ranges import ChannelRanges, channel_ranges
-from .density import SpectralDensity, spectral_density
-from .eigenvalues import Eigenvalue, top_eigenvalues
-from .estimate import Estimate
-from .gradient_norm import NoiseGradientNorm, noise_gradient_norm
-from .histogram import Histograms, feature_histograms
+from .batches import Batch, MMBatch, PlainBatch
+from .curvature import (
+    Eigenvalue,
+    HessianTrace,
+    SpectralDensity,
+    hessian_trace,
+    spectral_density,
+    top_eigenvalues,
+)
+from .features import (
+    ChannelRanges,
+    Histograms,
+    LayerSQNR,
+    channel_ranges,
+    feature_histograms,
+    layer_sqnr,
+)
 from .landscape import filter_normalised, loss_slice, mean_loss
-from .naive import naive_quantization
-from .output_variance import OutputVariance, output_variance
-from .quiet import quiet
-from .sqnr import LayerSQNR, layer_sqnr
-from .trace import HessianTrace, hessian_trace
+from .measuring import Estimate, quiet
+from .noise import (
+    NoiseGradientNorm,
+    OutputVariance,
+    noise_gradient_norm,
+    output_variance,
+)
+from .subjects import naive_quantization
 
 __all__ = [
     'Batch', 'ChannelRanges', 'Eigenvalue', 'Estimate', 'HessianTrace',

@@ -8,8 +8,8 @@ import torch
 from curvlinops import HessianLinearOperator
 from torch import Tensor, nn
 
-from ..compat import twice_differentiable_attention
-from .batch import Batch
+from .._compat.versions import twice_differentiable_attention
+from .batches import Batch
 
 
 class SurrogateHessian(HessianLinearOperator):

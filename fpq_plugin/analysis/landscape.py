@@ -8,11 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .batch import Batch, shares
-from .progress import Progress
-from .quiet import quiet
-from .routed import measured_routed
-from .weighted_layers import weighted_layers
+from .batches import Batch, shares
+from .measuring import Progress, measured_routed, quiet, weighted_layers
 
 
 def filter_normalised(weights: Sequence[Tensor]) -> list[Tensor]:

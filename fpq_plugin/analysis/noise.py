@@ -1,17 +1,25 @@
-"""Uniform noise of one quantization step on features or on weights."""
+"""Stability under noise: of the loss's gradient, and of the output."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .batch import Batch
-from .weighted_layers import layer_kind
+from .batches import Batch, shares
+from .measuring import (
+    Estimate,
+    Progress,
+    layer_kind,
+    measured_routed,
+    quiet,
+    weighted_layers,
+)
 
 FLOAT_BITS = 4
 """Bits whose step a float layer's noise has."""
@@ -163,3 +171,160 @@ def removing(handle: RemovableHandle) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@dataclass(frozen=True)
+class NoiseGradientNorm:
+    """L2 norms of the mean task loss's gradient in the latent weights.
+
+    Attributes:
+        clean (float): Without noise.
+        feature (Estimate): With noise on every layer's input.
+        weight (Estimate): With noise on every layer's weight.
+        clean_loss (float): The task loss without noise.
+        feature_loss (Estimate): The same with noise on the inputs.
+        weight_loss (Estimate): The same with noise on the weights.
+    """
+
+    clean: float
+    feature: Estimate
+    weight: Estimate
+    clean_loss: float
+    feature_loss: Estimate
+    weight_loss: Estimate
+
+
+@measured_routed
+def noise_gradient_norm(model: nn.Module,
+                        batches: Sequence[Batch],
+                        draws: int = 8,
+                        layers: Sequence[str] | None = None,
+                        seed: int = 0,
+                        progress: bool = False) -> NoiseGradientNorm:
+    """What the paper's Fig. 2 compares at one point of training.
+
+    The noise is elementwise uniform in one quantization step of the layer's
+    input, or of its weight, in all layers at once; see
+    :mod:`fpq_plugin.analysis.noise` for float layers.
+
+    Args:
+        model (nn.Module): The model, converted or not; its state stays.
+        batches (Sequence[Batch]): The data.
+        draws (int): Draws of the noise. Defaults to 8.
+        layers (Sequence[str], optional): Name patterns of the noisy layers.
+            Defaults to None, all that can be quantized.
+        seed (int): Seed of the noise. Defaults to 0.
+        progress (bool): Whether to show a bar. Defaults to False.
+
+    Returns:
+        NoiseGradientNorm: In units of the loss over the weights'.
+
+    Raises:
+        ValueError: If a pattern matches no layer.
+    """
+    found = weighted_layers(model, layers)
+    weights = [layer.weight for layer in found.values()]
+    bar = Progress('gradient norm under noise', 2 * draws + 1, progress)
+    with quiet(model, seed, weights):
+        of_features = feature_steps(model, found, batches)
+        of_weights = weight_steps(found)
+
+        def values(context) -> Tensor:
+            with context:
+                found = _gradient_norm_and_loss(model, batches, weights)
+            bar.step()
+            return found
+
+        clean = values(nullcontext()).tolist()
+        feature = torch.stack([
+            values(noisy_features(found, of_features)) for _ in range(draws)
+        ]).T
+        weight = torch.stack([
+            values(noisy_weights(found, of_weights)) for _ in range(draws)
+        ]).T
+    bar.end()
+    return NoiseGradientNorm(clean[0], Estimate.of(feature[0]),
+                             Estimate.of(weight[0]), clean[1],
+                             Estimate.of(feature[1]), Estimate.of(weight[1]))
+
+
+def _gradient_norm_and_loss(model: nn.Module, batches: Sequence[Batch],
+                            weights: list[nn.Parameter]) -> Tensor:
+    total, mean = [torch.zeros_like(w) for w in weights], 0.0
+    for batch, share in zip(batches, shares(batches)):
+        loss = batch.loss(model)
+        mean += share * float(loss)
+        if not loss.requires_grad:
+            continue
+        gradients = torch.autograd.grad(
+            loss, weights, allow_unused=True, materialize_grads=True)
+        for sum_, gradient in zip(total, gradients):
+            sum_.add_(gradient, alpha=share)
+    norm = torch.stack([g.norm() for g in total]).norm()
+    return torch.tensor([float(norm), mean], dtype=torch.float64)
+
+
+SIGMAS = (0.05, 0.1, 0.2, 0.4)
+
+
+@dataclass(frozen=True)
+class OutputVariance:
+    """Variance of the output over draws of input noise, as in Fig. 1.
+
+    Attributes:
+        sigmas (tuple): Standard deviations of the noise, in units of the
+            preprocessed input.
+        variances (tuple[Estimate]): Variance over draws, mean over outputs
+            and images; the error is over images.
+        clean (float): Variance of the noiseless output over images, mean
+            over outputs: the scale to see the others on.
+    """
+
+    sigmas: tuple[float, ...]
+    variances: tuple[Estimate, ...]
+    clean: float
+
+
+def output_variance(model: nn.Module,
+                    batches: Sequence[Batch],
+                    sigmas: Sequence[float] = SIGMAS,
+                    draws: int = 8,
+                    seed: int = 0,
+                    progress: bool = False) -> OutputVariance:
+    """Measure the output's variance under Gaussian input noise.
+
+    Args:
+        model (nn.Module): The model, converted or not; its state stays.
+        batches (Sequence[Batch]): The data.
+        sigmas (Sequence[float]): Standard deviations of the noise. Defaults
+            to 0.05, 0.1, 0.2 and 0.4.
+        draws (int): Draws per image and sigma, at least 2. Defaults to 8.
+        seed (int): Seed of the noise. Defaults to 0.
+        progress (bool): Whether to show a bar. Defaults to False.
+
+    Returns:
+        OutputVariance: In units of the output squared.
+    """
+    bar = Progress('output variance under input noise',
+                   len(sigmas) * len(batches), progress)
+    variances = []
+    with quiet(model, seed):
+        clean = torch.cat([batch.output(model) for batch in batches])
+        for sigma in sigmas:
+            by_image = []
+            for batch in batches:
+                outputs = torch.stack([
+                    batch.output(model, _noisy(batch.inputs, sigma))
+                    for _ in range(draws)
+                ])
+                by_image.append(outputs.double().var(0).mean(1))
+                bar.step()
+            variances.append(Estimate.of(torch.cat(by_image).cpu()))
+    bar.end()
+    return OutputVariance(
+        tuple(sigmas), tuple(variances),
+        float(clean.double().var(0).mean()))
+
+
+def _noisy(inputs: Tensor, sigma: float) -> Tensor:
+    return inputs + sigma * torch.randn_like(inputs)

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .estimate import Estimate
+from .measuring import Estimate
 from .pictures import (
     draw_channel_ranges,
     draw_histograms,
@@ -19,8 +19,8 @@ from .pictures import (
     draw_spectrum,
     draw_sqnr,
     draw_trace,
+    whole,
 )
-from .pictures.families import whole
 
 PICTURES = (
     ('fig1_output_variance', draw_output_variance,

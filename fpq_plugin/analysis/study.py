@@ -9,20 +9,13 @@ from typing import Any
 
 import torch
 
-from .batch import MMBatch
-from .channel_ranges import channel_ranges
-from .data import prepared
-from .density import spectral_density
-from .eigenvalues import top_eigenvalues
-from .gradient_norm import noise_gradient_norm
-from .histogram import feature_histograms
+from .batches import MMBatch, prepared
+from .curvature import hessian_trace, spectral_density, top_eigenvalues
+from .features import channel_ranges, feature_histograms, layer_sqnr
 from .landscape import loss_slice, mean_loss
-from .naive import naive_quantization
-from .output_variance import output_variance
-from .sqnr import layer_sqnr
-from .subject import Subject, last_of_families
-from .trace import hessian_trace
-from .weighted_layers import weighted_layers
+from .measuring import weighted_layers
+from .noise import noise_gradient_norm, output_variance
+from .subjects import Subject, last_of_families, naive_quantization
 
 STEPS_1D = tuple(i / 20 for i in range(-10, 11))
 STEPS_2D = tuple(i / 10 for i in range(-5, 6))

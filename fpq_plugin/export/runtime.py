@@ -12,7 +12,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from .trace import INPUT
+from .build import INPUT
 
 
 def open_session(model: bytes,

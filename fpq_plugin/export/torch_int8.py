@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import QConfig
 
-from ..compat import onednn_qconv2d
+from .._compat.versions import onednn_qconv2d
 from ..layers import (
     QuantizedConv2d,
     QuantizedLayer,

@@ -1,11 +1,10 @@
-from .base import BaseFakeQuantize
-from .dorefa import DoReFaFakeQuantize
+"""Fake quantizers: one step per tensor or channel, learned or observed."""
+
+from .base_fake_quantize import BaseFakeQuantize
 from .fake_quantize_function import fake_quantize, positive_step
-from .grid import Grid
-from .lsq import LSQFakeQuantize
-from .lsq_plus import LSQPlusFakeQuantize
-from .pact import PACTFakeQuantize
-from .quantizer import Quantizer, check_bits
+from .lsq import LSQFakeQuantize, LSQPlusFakeQuantize
+from .pact_dorefa import DoReFaFakeQuantize, PACTFakeQuantize
+from .quantizer import Grid, Quantizer, check_bits
 from .torch_ao import TorchAOFakeQuantize
 
 __all__ = [

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..compiled import CompiledFunction, compiled, constant
+from .._compat.kernels import CompiledFunction, compiled, constant
 
 _MOST_ROWS = 2**10
 

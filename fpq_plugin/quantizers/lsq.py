@@ -1,12 +1,13 @@
-"""LSQ: the step is learned by gradient, the zero point is fixed."""
+"""LSQ and LSQ+: the step, and the offset, are learned by gradient."""
 
 from __future__ import annotations
 
+import torch
 from mmengine.dist import get_world_size
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .base import BaseFakeQuantize
+from .base_fake_quantize import BaseFakeQuantize
 from .fake_quantize_function import fake_quantize, positive_step
 
 
@@ -54,3 +55,67 @@ class LSQFakeQuantize(BaseFakeQuantize):
             x, self.scale, self.zero_point, self.quant_min, self.quant_max,
             self.ch_axis if self.is_per_channel else None,
             self.grad_factor(x))
+
+
+@MODELS.register_module()
+class LSQPlusFakeQuantize(LSQFakeQuantize):
+    """LSQ with a learned offset (Bhalgat et al., CVPR workshops 2020).
+
+    Asymmetric, as for activations: ``x_hat = clip(round((x - beta) / s),
+    qmin, qmax) s + beta`` with the parameter ``offset`` = beta, which is in
+    the input's units and starts at ``-z s``: where LSQ starts. The straight-
+    through gradient for beta is 0 where ``x`` is inside the clipping range
+    and 1 outside; it carries the factor g of LSQ, as the step's does.
+
+    Symmetric, as for weights: LSQ, started from the range ``mean +- 3
+    standard deviations`` instead of the extremes, ``s = max|mean +- 3 std| /
+    2^(q-1)``.
+
+    A learned offset is no multiple of the step: a padded 0 is not on the
+    grid, and integer formats cannot hold the outputs.
+
+    Takes the arguments of :class:`BaseFakeQuantize`.
+
+    Examples:
+        >>> import torch
+        >>> from fpq_plugin import LSQPlusFakeQuantize
+        >>> quantizer = LSQPlusFakeQuantize(bits=4)
+        >>> quantizer(torch.linspace(-1, 2, 16)).unique().numel()
+        16
+    """
+
+    def _make_scale(self, scale: Tensor) -> None:
+        super()._make_scale(scale)
+        self.integer_zero_point = self.symmetric
+        if not self.symmetric:
+            self.offset = nn.Parameter(scale.clone().zero_())
+
+    def _range(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.symmetric:
+            return super()._range(rows)
+        mean = rows.mean(1)
+        spread = 3 * rows.std(1, correction=0)
+        return mean - spread, mean + spread
+
+    def _set_step(self, step: Tensor) -> None:
+        if self.symmetric:
+            levels = self.quant_max - self.quant_min
+            super()._set_step(step * levels / (levels + 1))
+            return
+        super()._set_step(step)
+        self.offset.copy_(-self.zero_point * step)
+        self.zero_point.zero_()
+
+    def _per_channel(self) -> tuple[Tensor, ...]:
+        offset = () if self.symmetric else (self.offset, )
+        return super()._per_channel() + offset
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        if self.symmetric:
+            return super().fake_quantize(x)
+        # The gradient's factor g; the offset's value is unchanged.
+        fixed, g = self.offset.detach(), self.grad_factor(x)
+        offset = self.along_channels(fixed + g * (self.offset - fixed), x)
+        wide = x.to(torch.promote_types(x.dtype, offset.dtype))
+        out = super().fake_quantize(wide - offset) + offset
+        return out.to(x.dtype)

@@ -11,8 +11,7 @@ from torch.ao.quantization import (
     MovingAveragePerChannelMinMaxObserver,
 )
 
-from .grid import Grid
-from .quantizer import Quantizer
+from .quantizer import Grid, Quantizer
 
 
 @MODELS.register_module()

@@ -13,9 +13,9 @@ from runs import ROOT, train, write_config
 
 from fpq_plugin import load_model
 from fpq_plugin.analysis import hessian_trace, mean_loss
-from fpq_plugin.analysis.__main__ import main
-from fpq_plugin.analysis.data import draw, loader_of, prepared
-from fpq_plugin.analysis.subject import load_subjects
+from fpq_plugin.analysis.batches import draw, loader_of, prepared
+from fpq_plugin.analysis.command import main
+from fpq_plugin.analysis.subjects import load_subjects
 
 FPQ = 'fashion_mnist/resnet_fpq_w4a4.py'
 FULL = 'fashion_mnist/resnet_fp.py'
@@ -158,7 +158,7 @@ def test_other_mistakes(trained, capsys, tmp_path, monkeypatch):
 
 
 def test_a_missing_package_is_named(trained, capsys, monkeypatch):
-    monkeypatch.setattr('fpq_plugin.analysis.extras.find_spec',
+    monkeypatch.setattr('fpq_plugin.analysis.measuring.find_spec',
                         lambda name: None)
     assert "pip install 'fpq-openmmlab[analysis]'" in refused(
         capsys, *pairs(trained, 'full'))

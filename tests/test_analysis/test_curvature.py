@@ -15,12 +15,12 @@ from torch import nn
 from fpq_plugin.analysis import (
     PlainBatch,
     hessian_trace,
+    quiet,
     spectral_density,
     top_eigenvalues,
 )
 from fpq_plugin.analysis.hessian import SurrogateHessian
-from fpq_plugin.analysis.quiet import quiet
-from fpq_plugin.analysis.weighted_layers import weighted_layers
+from fpq_plugin.analysis.measuring import weighted_layers
 
 QUANTIZED = pytest.mark.parametrize('quantized', [False, True])
 

@@ -23,8 +23,8 @@ from fpq_plugin.analysis import (
     spectral_density,
     top_eigenvalues,
 )
+from fpq_plugin.analysis.measuring import weighted_layers
 from fpq_plugin.analysis.noise import feature_steps, weight_steps
-from fpq_plugin.analysis.weighted_layers import weighted_layers
 
 MEASURES = {
     'trace': lambda m, b: hessian_trace(m, b, 2),

@@ -29,8 +29,7 @@ from brevitas_adapters import (
     float_twin,
 )
 from fpq_plugin import CSDLoss, Distiller, QuantizedLayer, calibrate
-from fpq_plugin.analysis.batch import PlainBatch
-from fpq_plugin.analysis.gradient_norm import noise_gradient_norm
+from fpq_plugin.analysis import PlainBatch, noise_gradient_norm
 from fpq_plugin.analysis.noise import feature_steps
 from fpq_plugin.calibrate import uninitialized
 from fpq_plugin.convert import noise_clock

@@ -9,7 +9,7 @@ from brevitas.export import export_onnx_qcdq, export_qonnx
 from torch import nn
 
 from fpq_plugin import calibrate, convert
-from fpq_plugin.compat import onnx_tracer_options
+from fpq_plugin._compat.versions import onnx_tracer_options
 
 
 def test_both_formats(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from mmengine import Config
 from runs import CONFIGS, ROOT, scalars_of, train
 
-from fpq_plugin.export import export_checkpoint
+from fpq_plugin.openmmlab.export_run import export_checkpoint
 
 # Read before other tests point it at the digits.
 DATA = Path(os.environ.get('FPQ_DATA_ROOT', ROOT / 'data')) / 'fashion_mnist'

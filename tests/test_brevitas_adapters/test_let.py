@@ -5,7 +5,7 @@ import torch
 from brevitas.quant import Uint8ActPerTensorFloat
 from torch import nn
 
-from brevitas_adapters.let import refuse_let
+from brevitas_adapters.stock import refuse_let
 from fpq_plugin import calibrate, convert
 
 

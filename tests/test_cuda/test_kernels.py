@@ -17,7 +17,7 @@ from fpq_plugin import (
     calibrate,
     convert,
 )
-from fpq_plugin.compiled import compile_report
+from fpq_plugin._compat.kernels import compile_report
 from fpq_plugin.quantizers import fake_quantize
 
 

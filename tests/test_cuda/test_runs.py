@@ -6,8 +6,8 @@ from exact_hessian import exact_hessian, small_batches, small_net
 from runs import log_of, scalars_of, train, weights
 
 from fpq_plugin import load_model
+from fpq_plugin._compat.kernels import compile_report
 from fpq_plugin.analysis import PlainBatch, hessian_trace
-from fpq_plugin.compiled import compile_report
 
 AMP = {
     'optim_wrapper.type': 'AmpOptimWrapper',

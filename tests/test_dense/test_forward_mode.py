@@ -8,12 +8,12 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 from fpq_plugin import CSDLoss, Distiller, calibrate, convert
-from fpq_plugin.forward_mode import (
+from fpq_plugin.openmmlab.model_families import (
+    behind_proposals,
     calibration_forward,
     only_in_loss_mode,
     teacher_forward,
 )
-from fpq_plugin.proposals import behind_proposals
 
 SIZE = 64
 

@@ -5,8 +5,8 @@ from dense_models import build
 
 from fpq_plugin import CSDLoss, Distiller, convert
 from fpq_plugin.layers import quantized_layers
-from fpq_plugin.patterns import matches
-from fpq_plugin.proposals import behind_proposals
+from fpq_plugin.openmmlab.model_families import behind_proposals
+from fpq_plugin.options import matches
 
 
 @pytest.mark.parametrize(('library', 'path', 'expected'), [

@@ -11,8 +11,7 @@ from torch import nn
 from fpq_plugin import calibrate, convert
 from fpq_plugin.export import export_onnx
 from fpq_plugin.export.build import build_onnx
-from fpq_plugin.export.carriers import carrier
-from fpq_plugin.export.integers import Integers
+from fpq_plugin.export.integers import Integers, carrier
 from fpq_plugin.export.runtime import open_session, saturates
 
 

@@ -1,0 +1,1 @@
+"""Versions of torch and mmengine, patches of them, and what lies under all."""

@@ -1,0 +1,241 @@
+"""Checkpoints are read as data: no code in them runs, on any version.
+
+torch.load with ``weights_only`` does so on torch >= 2.6, once it knows the
+few types that mmengine writes. Older versions take no further types; there a
+restricted pickle stands in. ``torch.load`` itself is changed only while
+mmengine's loader runs.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import pickle
+import re
+import tarfile
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+
+from .versions import WEIGHTS_ONLY_TAKES_NAMES
+
+_TORCH_LOAD = torch.load
+
+
+def _types_of_mmengine() -> dict[str, Any]:
+    """What mmengine 0.10.7's checkpoints hold besides weights, by name.
+
+    That is its message hub: numpy scalars and arrays, and ``HistoryBuffer``,
+    which pickles its own methods through ``builtins.getattr``. In place of
+    ``getattr`` stands a function that gives HistoryBuffer's public names and
+    nothing else.
+    """
+    def getattr_of_history_buffer(owner: type, name: str):
+        if owner is not HistoryBuffer or name.startswith('_'):
+            raise pickle.UnpicklingError(
+                f'a checkpoint may not read {name!r} of {owner!r}')
+        return getattr(owner, name)
+
+    allowed = {
+        'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+        'builtins.getattr': getattr_of_history_buffer,
+        'numpy.ndarray': np.ndarray,
+        'numpy.dtype': np.dtype,
+    }
+    # numpy 1.26 has both, but its _core is a stub.
+    core = vars(np)['core' if np.__version__.startswith('1.') else '_core']
+    for name in ('_reconstruct', 'scalar'):
+        for package in ('numpy.core', 'numpy._core'):
+            allowed[f'{package}.multiarray.{name}'] = getattr(
+                core.multiarray, name)
+    for kind in ('float16', 'float32', 'float64', 'int8', 'int16', 'int32',
+                 'int64', 'uint8', 'uint16', 'uint32', 'uint64', 'bool'):
+        dtype = type(np.dtype(kind))
+        allowed[f'{dtype.__module__}.{dtype.__qualname__}'] = dtype
+    return allowed
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Let torch >= 2.6 read mmengine's own checkpoints, and nothing more.
+
+    ``torch.load`` refuses unlisted types there, so that mmengine's test and
+    resume fail on its own files. Older versions load anything.
+    """
+    if WEIGHTS_ONLY_TAKES_NAMES:
+        torch.serialization.add_safe_globals(
+            [(value, name) for name, value in _types_of_mmengine().items()])
+
+
+def _restricted_pickle() -> Any:
+    """A pickle module that makes data only, for torch < 2.6.
+
+    ``weights_only`` exists there, but takes no further types, and lets
+    TorchScript and tar archives through, which hold code or paths.
+    """
+    allowed = {
+        '_codecs.encode': codecs.encode,
+        'builtins.bytearray': bytearray,
+        'builtins.complex': complex,
+        'builtins.set': set,
+        # MultiStepLR's milestones.
+        'collections.Counter': Counter,
+        'collections.OrderedDict': OrderedDict,
+        'torch.Size': torch.Size,
+        'torch.device': torch.device,
+        **{
+            f'torch._utils.{name}': getattr(torch._utils, name)
+            for name in ('_rebuild_tensor', '_rebuild_tensor_v2',
+                         '_rebuild_parameter', '_rebuild_sparse_tensor')
+        },
+        **{str(value): value for value in vars(torch).values()
+           if isinstance(value, torch.dtype)},
+        **_types_of_mmengine()
+    }
+
+    # In Python, since the C one's BUILD sets attributes of anything.
+    base: Any = vars(pickle)['_Unpickler']
+
+    class Unpickler(base):
+
+        dispatch = dict(base.dispatch)
+
+        def find_class(self, module: str, name: str) -> Any:
+            # Protocol 2 has Python 2's module names.
+            module = 'builtins' if module == '__builtin__' else module
+            if f'{module}.{name}' not in allowed:
+                raise pickle.UnpicklingError(f'GLOBAL {module}.{name}')
+            return allowed[f'{module}.{name}']
+
+        def load_build(self) -> None:
+            if callable(self.stack[-2]):
+                raise pickle.UnpicklingError(
+                    'a checkpoint may not set attributes of '
+                    f'{self.stack[-2]!r}')
+            super().load_build()
+
+        dispatch[pickle.BUILD[0]] = load_build
+
+    def load(file: Any, **options: Any) -> Any:
+        return Unpickler(file, **options).load()
+
+    return SimpleNamespace(
+        __name__='restricted_pickle', Unpickler=Unpickler, load=load)
+
+
+def _refuse_archives(file: Any) -> None:
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(name.endswith('/constants.pkl')
+                   for name in archive.namelist()):
+                raise pickle.UnpicklingError('it is a TorchScript archive')
+    elif tarfile.is_tarfile(file):
+        raise pickle.UnpicklingError('it is a tar archive')
+
+
+def _read_data(file: Any, map_location: Any, name: str) -> Any:
+    """``torch.load`` that runs no code of the file.
+
+    Args:
+        file (str | IO): What to read.
+        map_location: As in ``torch.load``.
+        name (str): What to call the file in messages.
+
+    Raises:
+        ValueError: If it is not a checkpoint, or holds more than data.
+    """
+    try:
+        if WEIGHTS_ONLY_TAKES_NAMES:
+            return _TORCH_LOAD(file, map_location, weights_only=True)
+        _refuse_archives(file)
+        if hasattr(file, 'seek'):
+            file.seek(0)
+        return _TORCH_LOAD(
+            file, map_location, pickle_module=_restricted_pickle(),
+            weights_only=False)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError,
+            KeyError, AttributeError, IndexError, TypeError) as error:
+        raise ValueError(f'{name!r} is not a checkpoint that can be read '
+                         f'safely: {_why(str(error))}') from error
+
+
+def _why(message: str) -> str:
+    """What an error of ``torch.load`` says of the file, and the mend."""
+    found = re.search(
+        r'GLOBAL:? (?P<type>\S+)|(?P<archive>TorchScript|\btar)\b|'
+        r'may not (?P<act>.*)', message)
+    if found is None:
+        return 'it is damaged, or no file that torch.save wrote'
+    if found['archive']:
+        what = f'it is a {found["archive"]} archive'
+    elif found['type']:
+        what = f'it holds {found["type"]}'
+    else:
+        what = f'it tries to {found["act"]}'
+    return (f'{what}, which is not data and could run code. If you trust the '
+            'file, save its weights alone: torch.save(dict(state_dict=torch.'
+            "load(path, weights_only=False)['state_dict']), new_path)")
+
+
+@contextmanager
+def _data_only(name: str) -> Iterator[None]:
+    """``torch.load``, whoever calls it and how, is :func:`_read_data`."""
+
+    def load(f: Any, map_location: Any = None, *args: Any,
+             **options: Any) -> Any:
+        return _read_data(f, map_location, name)
+
+    before, torch.load = torch.load, load
+    try:
+        yield
+    finally:
+        torch.load = before
+
+
+def read_checkpoints_as_data() -> None:
+    """Let mmengine read all its checkpoints without running code in them.
+
+    Its loaders (``load_from``, resume, ``init_cfg``) call ``torch.load`` with
+    its defaults, which run code on torch < 2.6, and read URLs through
+    torch.hub, which does so on every version.
+    """
+    original = CheckpointLoader.load_checkpoint.__func__
+
+    def load_checkpoint(cls, filename, map_location=None,
+                        logger='current') -> Any:
+        with _data_only(filename):
+            return original(cls, filename, map_location, logger)
+
+    CheckpointLoader.load_checkpoint = classmethod(load_checkpoint)
+
+
+def load_file(path: str) -> dict:
+    """Read a checkpoint without running code in it.
+
+    Args:
+        path (str): File, URL or any name that mmengine's loader knows.
+
+    Returns:
+        dict: The checkpoint, on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a checkpoint, or holds more than weights.
+    """
+    if '://' in path:
+        content = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    elif not os.path.isfile(path):
+        raise FileNotFoundError(f'no file {path!r}')
+    else:
+        content = _read_data(path, 'cpu', path)
+    if not isinstance(content, dict):
+        raise ValueError(f'{path!r} holds a {type(content).__name__}, not a '
+                         'checkpoint')
+    return content

@@ -1,0 +1,8 @@
+"""Distillation: what is compared, and the losses that compare it."""
+
+from .csd import CSDLoss
+from .csd_function import csd
+from .distiller import Distiller
+from .logits import LogitKD
+
+__all__ = ['CSDLoss', 'Distiller', 'LogitKD', 'csd']

@@ -1,0 +1,315 @@
+"""The run-time side of CSD: two models, one pass, layer by layer."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._compat.versions import is_compiling
+from ..layers import quantized_layers, route, unroute
+from ..options import matches
+
+
+class Distiller:
+    """Compares student and teacher layer by layer during one forward.
+
+    A training forward of the student first runs the teacher on the same
+    arguments; its maps wait by layer name and call for the student's. Each
+    layer's loss is taken as its output appears; :meth:`loss` is the sum over
+    the layers, L_CSD of equation (22). No standardized map is stored.
+
+    The teacher is kept in eval mode, without gradient, and is no submodule
+    of anything: it is in no checkpoint, EMA copy or DDP bucket.
+
+    Args:
+        student (nn.Module): A converted model.
+        teacher (nn.Module): The full-precision model with the same names.
+        criterion (nn.Module | Sequence[nn.Module]): The loss of one layer,
+            or several that are added up. Each has :meth:`CSDLoss.tap`, or is
+            called as :class:`CSDLoss` is, and has its ``label`` and
+            ``last_layer_only``.
+        run_teacher (Callable, optional): Called as ``run_teacher(teacher,
+            args, kwargs)`` with the student's arguments. Defaults to None:
+            ``teacher(*args, **kwargs)``.
+        condition (Callable, optional): Called with the student's keyword
+            arguments; False leaves that forward alone. Defaults to None.
+        warn (Callable): Told once of each layer that cannot be distilled.
+            Defaults to ``warnings.warn``.
+        skip (Sequence[str]): Name patterns of layers that are not to be
+            distilled.
+
+    Raises:
+        ValueError: If the student has no quantized layer, or the teacher
+            lacks one of them or is quantized.
+
+    Examples:
+        >>> import copy, torch, fpq_plugin
+        >>> student = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> teacher = copy.deepcopy(student)
+        >>> table = fpq_plugin.convert(student)
+        >>> distiller = fpq_plugin.Distiller(student, teacher,
+        ...                                  fpq_plugin.CSDLoss())
+        >>> output = student(torch.randn(8, 4))
+        >>> distiller.loss().backward()
+    """
+
+    def __init__(self,
+                 student: nn.Module,
+                 teacher: nn.Module,
+                 criterion: nn.Module | Sequence[nn.Module],
+                 run_teacher: Callable[[nn.Module, tuple, dict], Any]
+                 | None = None,
+                 condition: Callable[[dict], bool] | None = None,
+                 warn: Callable[[str], Any] = warnings.warn,
+                 skip: Sequence[str] = ()) -> None:
+        self.teacher = teacher
+        self.criteria = ([criterion] if isinstance(criterion, nn.Module) else
+                         list(criterion))
+        self._run_teacher = run_teacher or _call
+        self._condition = condition
+        self._warn = warn
+        self._active = False
+        self._maps: dict[str, deque[tuple[Tensor, int]]] = defaultdict(deque)
+        self._taken: list[tuple[tuple[str, str], Tensor, int, Tensor]] = []
+        self._overwritten: set[str] = set()
+        self._losses: dict[tuple[str, str], Tensor] = {}
+        self._unmatched: set[str] = set()
+        self._left_out: dict[str, str] = {}
+
+        layers = quantized_layers(student)
+        if not layers:
+            raise ValueError('the student has no quantized layer: call '
+                             'convert(student) first')
+        self._last = list(layers)[-1]
+        if all(criterion.last_layer_only for criterion in self.criteria):
+            layers = {self._last: layers[self._last]}
+        if quantized_layers(teacher):
+            raise ValueError('the teacher is quantized: copy the model before '
+                             'convert, or take its quantizers off: '
+                             'fpq_plugin.to_float(teacher)')
+        route(teacher)
+        known = dict(teacher.named_modules())
+        missing = [name for name in layers if name not in known]
+        if missing:
+            raise ValueError('the teacher has no layer '
+                             f'{", ".join(missing[:5])} to distill from')
+        teacher.eval()
+        teacher.requires_grad_(False)
+        self._handles = [
+            student.register_forward_pre_hook(self._start, with_kwargs=True),
+            student.register_forward_hook(self._stop, always_call=True),
+        ]
+        skipped = {
+            name: pattern
+            for pattern in skip for name in layers if matches(name, pattern)
+        }
+        for name, layer in layers.items():
+            if name in skipped:
+                self._left_out[name] = f'skip {skipped[name]!r}'
+                continue
+            self._handles += [
+                known[name].register_forward_hook(self._keep(name)),
+                layer.register_forward_hook(self._compare(name)),
+            ]
+
+    def loss(self) -> Tensor:
+        """The losses' sum in the student's last distilled forward, a scalar.
+
+        Raises:
+            RuntimeError: If there was none, or no layer was compared in it.
+        """
+        self._require_losses()
+        return torch.stack(list(self._losses.values())).sum()
+
+    def losses(self) -> dict[str, Tensor]:
+        """Each criterion's part of :meth:`loss`, by its ``label``.
+
+        Raises:
+            RuntimeError: As :meth:`loss`.
+        """
+        self._require_losses()
+        parts = defaultdict(list)
+        for (label, _), loss in self._losses.items():
+            parts[label].append(loss)
+        return {
+            label: torch.stack(part).sum()
+            for label, part in parts.items()
+        }
+
+    def layer_losses(self) -> dict[str, Tensor]:
+        """Each distilled layer's part of :meth:`loss`, by layer name."""
+        parts: dict[str, Tensor] = {}
+        for (_, name), loss in self._losses.items():
+            parts[name] = parts.get(name, 0) + loss.detach()
+        return parts
+
+    def left_out(self) -> dict[str, str]:
+        """Names of layers that could not be distilled, with the reason."""
+        return dict(self._left_out)
+
+    def detach(self) -> None:
+        """Remove all hooks and let the teacher and the losses go."""
+        for handle in self._handles:
+            handle.remove()
+        self._losses = {}
+        self._maps.clear()
+        unroute(self.teacher)
+        del self.teacher
+
+    def _require_losses(self) -> None:
+        if not self._losses:
+            raise RuntimeError('no layer was distilled yet: was the student '
+                               'called in training mode?')
+
+    def has_loss(self) -> bool:
+        """Whether the last training forward compared any layer."""
+        return bool(self._losses)
+
+    def _start(self, student: nn.Module, args: tuple, kwargs: dict) -> None:
+        if not student.training or not torch.is_grad_enabled():
+            return
+        if self._condition is not None and not self._condition(kwargs):
+            return
+        self._active = True
+        self._losses = {}
+        with torch.no_grad():
+            self._run_teacher(self.teacher, args, kwargs)
+            if self._find_overwritten():
+                self._maps.clear()
+                self._run_teacher(self.teacher, args, kwargs)
+
+    def _stop(self, student: nn.Module, args: tuple, output: Any) -> None:
+        taken, self._taken = self._taken, []
+        active, self._active = self._active, False
+        more = {name for name, maps in self._maps.items() if maps}
+        self._maps.clear()
+        # None: the forward raised an error.
+        if not active or output is None:
+            return
+        called = {name for (_, name), *_ in taken}
+        for name in more:
+            self._leave_out(name, 'the student called it less often'
+                            if name in called else
+                            'the student did not call it')
+        unmatched = self._unmatched | more
+        self._unmatched.clear()
+        for key, output, version, loss in taken:
+            name = key[1]
+            if name in unmatched:
+                continue
+            if _version(output) != version:
+                self._overwritten.add(name)
+                self._leave_out(
+                    name, 'its output was changed in place after it; from '
+                    'the next iteration on it is cloned')
+                continue
+            past = self._losses.get(key)
+            self._losses[key] = loss if past is None else past + loss
+
+    def _find_overwritten(self) -> bool:
+        """Whether new layers turned up whose output is changed in place.
+
+        An in-place activation right after a layer would let the teacher's
+        map change under us; such layers' maps are cloned from then on.
+        """
+        found = {
+            name
+            for name, maps in self._maps.items()
+            if any(_version(output) != version for output, version in maps)
+        }
+        self._overwritten |= found
+        return bool(found)
+
+    def _keep(self, name: str) -> Callable:
+
+        def keep(layer: nn.Module, args: tuple, output: Tensor) -> None:
+            if self._active:
+                output = _values(output)
+                # Traced, a change in place is not to be seen; Inductor drops
+                # the copies that are not needed.
+                if name in self._overwritten or is_compiling():
+                    output = output.clone()
+                self._maps[name].append((output, _version(output)))
+
+        return keep
+
+    def _compare(self, name: str) -> Callable:
+
+        def compare(layer: nn.Module, args: tuple,
+                    output: Any) -> Tensor | None:
+            if not self._active:
+                return None
+            if not torch.is_grad_enabled():
+                self._leave_out(name, 'it runs without gradient (no_grad, or '
+                                'reentrant activation checkpointing)')
+                return None
+            if not self._maps[name]:
+                self._unmatched.add(name)
+                called = any(key[1] == name for key, *_ in self._taken)
+                self._leave_out(name, 'the teacher called it less often'
+                                if called else 'the teacher did not call it')
+                return None
+            teacher_map, _ = self._maps[name].popleft()
+            values = _values(output)
+            if values.shape != teacher_map.shape:
+                self._unmatched.add(name)
+                self._leave_out(
+                    name, f'its output has shape {tuple(values.shape)} and '
+                    f"the teacher's {tuple(teacher_map.shape)}")
+                return None
+            return self._take(name, output, teacher_map, layer.channel_axis)
+
+        return compare
+
+    def _take(self, name: str, output: Any, teacher_map: Tensor,
+              axis: int) -> Tensor | None:
+        """Take one call's losses; what the model goes on with, if other."""
+        values: Tensor = _values(output)
+        out: Any = None
+        cloned = name in self._overwritten
+        criteria = [
+            criterion for criterion in self.criteria
+            if name == self._last or not criterion.last_layer_only
+        ]
+        tapped = [
+            criterion for criterion in criteria
+            if values is output and hasattr(criterion, 'tap')
+        ]
+        losses = []
+        for criterion in tapped:
+            out, loss = criterion.tap(values if out is None else out,
+                                      teacher_map, axis)
+            losses.append((criterion, loss))
+        if cloned and tapped:
+            out = out.clone()
+        elif cloned:
+            values = values.clone()
+        losses += [(criterion, criterion(values, teacher_map, axis))
+                   for criterion in criteria if criterion not in tapped]
+        self._taken += [((criterion.label, name), values, _version(values),
+                         loss) for criterion, loss in losses]
+        return out
+
+    def _leave_out(self, name: str, why: str) -> None:
+        if name not in self._left_out:
+            self._left_out[name] = why
+            self._warn(f'distillation leaves out {name}: {why}')
+
+
+def _values(output: Any) -> Tensor:
+    """A layer's output; of a tensor that carries its scale, the values."""
+    return getattr(output, 'value', output)
+
+
+def _version(output: Tensor) -> int:
+    """Counts changes in place; in a traced graph a value has none."""
+    return 0 if is_compiling() else output._version
+
+
+def _call(teacher: nn.Module, args: tuple, kwargs: dict) -> Any:
+    return teacher(*args, **kwargs)

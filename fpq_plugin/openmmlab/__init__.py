@@ -1,0 +1,1 @@
+"""FPQ in MMEngine's Runner, on OpenMMLab's configs and models."""

@@ -1,0 +1,214 @@
+"""From what a run left to an ONNX file: by command, or at its end."""
+
+from __future__ import annotations
+
+import os
+import os.path as osp
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from mmengine import Config
+from mmengine.dist import is_main_process
+from mmengine.registry import DATASETS
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import DataLoader, SequentialSampler
+
+from .._compat.restoring import kept_modes
+from ..export import ExportReport, export_onnx
+from ..export.onnx_file import TOLERANCE
+from ..export.parity import Batch
+from .inference import load_model
+
+
+def ordered_images(cfg: Config) -> DataLoader:
+    """The config's test data, in order and all of it in each process.
+
+    With several processes all of them must call this: data sets meet while
+    they are made. Reading from it is each one's own.
+
+    Args:
+        cfg (Config): The config of a run.
+
+    Returns:
+        DataLoader: Of ``test_dataloader``, or else ``val_dataloader``.
+
+    Raises:
+        ValueError: If the config has neither.
+    """
+    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader')
+    if loader is None:
+        raise ValueError('the config has neither test_dataloader nor '
+                         'val_dataloader to compare the exported model on')
+    dataset = DATASETS.build(loader['dataset'])
+    if hasattr(dataset, 'full_init'):
+        dataset.full_init()
+    # The config's sampler would deal the images out to the processes.
+    own = dict(dataset=dataset, sampler=SequentialSampler(dataset),
+               batch_sampler=None, persistent_workers=False)
+    return Runner.build_dataloader({**loader, **own})
+
+
+def image_batches(model: nn.Module, loader: DataLoader,
+                  images: int) -> Iterator[Batch]:
+    """The first ``images`` of ``loader``, as ``model`` takes them.
+
+    Args:
+        model (nn.Module): A model of mmengine's, with a data preprocessor.
+        loader (DataLoader): What :func:`ordered_images` gave.
+        images (int): How many, at least 1.
+
+    Yields:
+        Batch: Preprocessed images (N, C, H, W) and labels (N,), None if the
+        data set has none.
+
+    Raises:
+        ValueError: If ``images`` is below 1.
+    """
+    if images < 1:
+        raise ValueError(f'images must be at least 1, got {images}')
+    left = images
+    for data in loader:
+        with torch.no_grad():
+            batch = model.data_preprocessor(data, False)
+        inputs, labels = batch['inputs'][:left], _labels(batch)
+        yield inputs, None if labels is None else labels[:left]
+        left -= len(inputs)
+        if left <= 0:
+            return
+
+
+def _labels(batch: dict[str, Any]) -> torch.Tensor | None:
+    labels: list[Any] = [
+        getattr(sample, 'gt_label', None)
+        for sample in batch.get('data_samples') or []
+    ]
+    if not labels or any(x is None or x.numel() != 1 for x in labels):
+        return None
+    return torch.cat([x.flatten() for x in labels])
+
+
+IMAGES = 1000
+
+
+def export_checkpoint(config: str | Config,
+                      checkpoint: str,
+                      path: str | os.PathLike,
+                      images: int = IMAGES,
+                      tolerance: float = TOLERANCE,
+                      loader: DataLoader | None = None,
+                      unsigned_weights: bool | None = None) -> ExportReport:
+    """Write a trained checkpoint as ONNX, compared on its test images.
+
+    Args:
+        config (str | Config): The config that the model was trained with.
+        checkpoint (str): Path or URL of the checkpoint.
+        path (str | os.PathLike): The file to write.
+        images (int): Images of ``test_dataloader`` (or ``val_dataloader``)
+            to compare on, from the first. Defaults to 1000.
+        tolerance (float): As for :func:`export_onnx`. Defaults to 0.1.
+        loader (DataLoader, optional): What :func:`ordered_images` gave for the
+            config, if that was called. Defaults to None.
+        unsigned_weights (bool, optional): As for :func:`export_onnx`.
+            Defaults to None.
+
+    Returns:
+        ExportReport: Sizes, latencies, parity and bits.
+
+    Raises:
+        ValueError: If the config has no FPQHook or no test images, the
+            checkpoint is not of its quantization, or something cannot be
+            exported.
+        ParityError: If the exported model answers otherwise.
+        FileNotFoundError: If the checkpoint or the file's folder is missing.
+    """
+    model = load_model(config, checkpoint)
+    source = dict(checkpoint=os.path.basename(checkpoint))
+    if model._config.filename is not None:
+        source['config'] = os.path.basename(model._config.filename)
+    batches = image_batches(model, loader or ordered_images(model._config),
+                            images)
+    return export_onnx(model, path, batches, tolerance, source,
+                       unsigned_weights)
+
+
+class ExportAtEnd:
+    """Exports the last checkpoint that a run wrote.
+
+    The checkpoint, not the model in memory: it is what ``mim test`` sees,
+    with the weights of an EMA if there is one.
+
+    Args:
+        file (str, optional): The file to write, in the work directory unless
+            absolute; None: no export.
+        active (bool): Whether the run quantizes anything.
+
+    Raises:
+        TypeError: If ``file`` is not a path.
+        ValueError: If it does not end in ``.onnx``, or nothing is quantized.
+        ImportError: If onnx or onnxruntime is not installed.
+    """
+
+    def __init__(self, file: str | None, active: bool) -> None:
+        self.file = file
+        if file is None:
+            return
+        if not isinstance(file, str):
+            raise TypeError('fpq.export: must be the path of the ONNX file to '
+                            f'write, got {file!r}')
+        if not file.endswith('.onnx'):
+            raise ValueError('fpq.export: must end in .onnx, got '
+                             f'{file!r}')
+        if not active:
+            raise ValueError('fpq.export: nothing to export, weight and '
+                             'activation are float. Set export=None.')
+        missing = [n for n in ('onnx', 'onnxruntime') if find_spec(n) is None]
+        if missing:
+            raise ImportError(f'fpq.export: needs {" and ".join(missing)}: '
+                              "pip install 'fpq-openmmlab[export]'")
+
+    def check(self, runner: Runner, model: nn.Module) -> None:
+        """Refuse what could not be exported, before the training.
+
+        The model is built as ONNX for two test images. All processes do
+        that, since data sets meet while they are made.
+
+        Raises:
+            ValueError: If the model cannot be exported, there are no images
+                to compare on, or no folder for the file.
+        """
+        if self.file is None:
+            return
+        folder = osp.dirname(osp.join(runner.work_dir, self.file))
+        if not osp.isdir(folder):
+            raise ValueError(f'fpq.export: no folder {folder!r}')
+        from ..export.build import build_onnx
+        try:
+            self._images = ordered_images(runner.cfg)
+            example = next(image_batches(model, self._images, 2))[0]
+            with kept_modes(model):
+                build_onnx(model.eval(), example)
+        except ValueError as error:
+            raise ValueError(f'fpq.export: {error}') from error
+
+    def run(self, runner: Runner) -> None:
+        """Export, and log the summary.
+
+        Raises:
+            ParityError: If the exported model answers otherwise. The
+                checkpoints stay.
+        """
+        if self.file is None or not is_main_process():
+            return
+        try:
+            checkpoint = runner.message_hub.get_info('last_ckpt')
+        except KeyError:
+            runner.logger.warning('FPQ: not exported: the run has saved no '
+                                  'checkpoint')
+            return
+        report = export_checkpoint(
+            runner.cfg, checkpoint, osp.join(runner.work_dir, self.file),
+            loader=self._images)
+        runner.logger.info(f'FPQ exported {checkpoint}:\n{report}')

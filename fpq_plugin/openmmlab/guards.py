@@ -1,0 +1,148 @@
+"""Stopping a training that has gone wrong, and naming the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..quantizers import Quantizer
+from ..state import first_few
+
+# Sums of squares of larger values leave float32 in an ordinary map.
+HUGE = 1e15
+
+
+class NonFiniteGuard:
+    """Raises as soon as a training forward's losses are not finite.
+
+    That is before the backward and the step, so the weights are those of the
+    last good iteration. The layer is found by running the forward again with
+    a look at every module's output.
+
+    Args:
+        model (nn.Module): A model whose training forward returns a dict of
+            losses.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._handle = model.register_forward_hook(
+            self._check, with_kwargs=True)
+
+    def detach(self) -> None:
+        """Remove the hook."""
+        self._handle.remove()
+
+    def _check(self, model: nn.Module, args: tuple, kwargs: dict,
+               losses: Any) -> None:
+        if not model.training or not isinstance(losses, dict):
+            return
+        bad = [name for name, value in losses.items() if not _finite(value)]
+        if bad:
+            self.detach()
+            raise FloatingPointError(
+                f'{", ".join(bad)} is not finite. '
+                f'{first_non_finite(model, args, kwargs)} The checkpoints '
+                'written so far are good: resume from the last one with a '
+                'lower learning rate, or, where steps of quantizers run away, '
+                'with scale_lr_mult=0.1.')
+
+
+@torch.no_grad()
+def first_non_finite(model: nn.Module, args: tuple, kwargs: dict) -> str:
+    """Say where the first value that is not finite appears in a forward.
+
+    Args:
+        model (nn.Module): The model.
+        args (tuple): Positional arguments of the forward.
+        kwargs (dict): Keyword arguments of the forward.
+
+    Returns:
+        str: A sentence naming a parameter, or else a module.
+    """
+    for name, tensor in model.named_parameters():
+        if not _finite(tensor):
+            return f'The parameter {name} is not finite.'
+    found: list[str] = []
+    largest: dict[str, float] = {}
+
+    def look(name: str):
+
+        def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
+            if not found and not _finite(output):
+                found.append(name)
+            if isinstance(output, torch.Tensor) and output.numel():
+                largest[name] = float(output.abs().max())
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(look(name))
+        for name, module in model.named_modules() if name
+    ]
+    try:
+        model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if found:
+        return f'The first such output is that of {found[0]}.'
+    name = max(largest, key=largest.__getitem__, default='')
+    if name and largest[name] > HUGE:
+        return (f'All layer outputs are finite, but those of {name} reach '
+                f'{largest[name]:.1e}: the training has diverged.')
+    return 'All layer outputs are finite: look at the loss itself.'
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return (not value.is_floating_point()
+                or bool(torch.isfinite(value).all()))
+    if isinstance(value, (list, tuple)):
+        return all(_finite(item) for item in value)
+    return True
+
+
+# Steps of good trainings were seen to grow 50 times.
+FACTOR = 1000
+# A layer that saw but one value in the calibration has no range to grow from.
+LEAST_START = 1e-3
+
+
+class RunawaySteps:
+    """Compares the quantizers' steps with those that a training began with.
+
+    Args:
+        model (nn.Module): A converted and calibrated model.
+        warn (Callable): Told once of the steps that have run away.
+    """
+
+    def __init__(self, model: nn.Module, warn: Callable[[str], Any]) -> None:
+        self._model = model
+        self._warn = warn
+        self._start = self._steps()
+
+    def look(self) -> None:
+        """Warn of those that are more than ``FACTOR`` times as large."""
+        now = self._steps()
+        found = [
+            f'{name} ({start:.2g}, now {now[name]:.2g})'
+            for name, start in self._start.items()
+            if now.get(name, 0) > FACTOR * max(start, LEAST_START)
+        ]
+        if found:
+            self._start = {}
+            self._warn(
+                f'FPQ: the steps of {first_few(found, 3)} have grown more '
+                f'than {FACTOR} times: the training has diverged. Start '
+                'again with a lower learning rate, or with scale_lr_mult=0.1')
+
+    def _steps(self) -> dict[str, float]:
+        """Each quantizer's step, of several channels the largest."""
+        return {
+            name: float(module.step().max())
+            for name, module in self._model.named_modules()
+            if isinstance(module, Quantizer) and module.has_step()
+        }

@@ -1,0 +1,81 @@
+"""A trained model for inference, in one call."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from mmengine import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import HOOKS, MODELS, init_default_scope
+from torch import nn
+
+from .._compat.safe_loading import load_file
+from ..state import (
+    bare_state,
+    float_state,
+    load_exactly,
+    refuse_other_architecture,
+    refuse_other_quantization,
+)
+
+
+def load_model(config: str | Config,
+               checkpoint: str,
+               device: str | torch.device = 'cpu') -> nn.Module:
+    """Build the model of a config, quantized or not, and load its checkpoint.
+
+    No Runner, teacher or data set is made. The model answers as ``mim test``
+    saw it; SFP and CSD have no part in it. A config without an FPQHook, or
+    with one that is off, has a full-precision model.
+
+    Args:
+        config (str | Config): The config that the model was trained with.
+        checkpoint (str): Path or URL of the checkpoint.
+        device (str | torch.device): Where the model goes. Defaults to 'cpu'.
+
+    Returns:
+        nn.Module: The model in eval mode. ``model._config`` and
+        ``model._dataset_meta`` are set, as mmpretrain's inferencers ask.
+
+    Raises:
+        ValueError: If the checkpoint is not of the config's architecture or
+            quantization.
+    """
+    cfg = Config.fromfile(config) if isinstance(config, str) else config
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    model_cfg = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor') is not None:
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
+    model = revert_sync_batchnorm(MODELS.build(model_cfg))
+    options = fpq_options(cfg)
+    hook = None if options is None else HOOKS.build(options)
+    content = load_file(checkpoint)
+    state = bare_state(content)
+    what = f'the checkpoint {checkpoint!r}'
+    if hook is not None and hook.active:
+        hook.convert(model)
+        refuse_other_quantization(
+            model, state, what,
+            'Use the config that the model was trained with.')
+    else:
+        refuse_other_architecture(float_state(model), state, what)
+    load_exactly(model, state)
+    model._config = cfg
+    model._dataset_meta = content.get('meta', {}).get('dataset_meta')
+    return model.to(device).eval()
+
+
+def fpq_options(cfg: Config) -> dict | None:
+    """The config's FPQHook, as it is written there; None if it has none."""
+    hooks = list((cfg.get('default_hooks') or {}).values())
+    hooks += cfg.get('custom_hooks') or []
+    return next(filter(is_fpq_hook, hooks), None)
+
+
+def is_fpq_hook(options: Any) -> bool:
+    """Whether these are a config's options of an FPQHook, however named."""
+    kind = options.get('type', '') if isinstance(options, dict) else ''
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.rpartition('.')[2] == 'FPQHook'

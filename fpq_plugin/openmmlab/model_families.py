@@ -1,0 +1,168 @@
+"""What FPQ knows of OpenMMLab's models: the families that need care."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mmengine.model import BaseAveragedModel
+from torch import nn
+
+from .._compat.restoring import same_randomness
+from ..layers import Backend, quantized_type
+
+# Decoders of detection transformers whose queries are the encoder's best.
+_PICKED_QUERIES = ('decoder', 'bbox_head', 'pos_trans_fc')
+
+
+def behind_proposals(model: nn.Module) -> list[str]:
+    """Names of modules whose inputs depend on the model's own predictions.
+
+    Student and teacher pick other proposals, queries or points there, so
+    their maps are of other things and must not be compared, whether or not
+    their shapes agree: the RoI heads of two-stage detectors (``roi_head``),
+    the decoders of transformers with ``as_two_stage``, mmseg's ``PointHead``.
+
+    Args:
+        model (nn.Module): A detector or segmentor, or any other model.
+
+    Returns:
+        list[str]: Names, as patterns for
+        :func:`fpq_plugin.options.matches`; empty for other models.
+    """
+    found = []
+    for name, module in model.named_modules():
+        prefix = f'{name}.' if name else ''
+        if name.rpartition('.')[2] == 'roi_head':
+            found.append(name)
+        if _is_point_head(module):
+            found.append(name)
+        # The head has the attribute too; the detector holds the decoder.
+        if getattr(module, 'as_two_stage', False) and hasattr(
+                module, 'decoder'):
+            found += [
+                f'{prefix}{child}' for child in _PICKED_QUERIES
+                if hasattr(module, child)
+            ]
+    return found
+
+
+def has_point_head(model: nn.Module) -> bool:
+    """Whether a part of ``model`` is mmseg's ``PointHead``."""
+    return any(_is_point_head(module) for module in model.modules())
+
+
+def _is_point_head(module: nn.Module) -> bool:
+    # It works on points that are drawn, or where a prediction is uncertain.
+    return type(module).__name__ == 'PointHead'
+
+
+def is_self_supervised(model: nn.Module) -> bool:
+    """Whether ``model`` is one of mmpretrain's ``BaseSelfSupervisor``.
+
+    Only its forward with ``mode='loss'`` takes a batch as it is: several
+    views of an image, or an image with a mask to draw or to apply.
+    """
+    return any(kind.__name__ == 'BaseSelfSupervisor'
+               for kind in type(model).__mro__)
+
+
+def targets(model: nn.Module, backend: Backend) -> list[str]:
+    """Patterns of the layers that make a self-supervised model's targets.
+
+    They are not what is trained or shipped, so they stay as they are.
+
+    Args:
+        model (nn.Module): The model before its conversion.
+        backend (Backend): Whose layers would be quantized.
+
+    Returns:
+        list[str]: Patterns for ``skip``, none if nothing would match.
+    """
+    if (is_self_supervised(model)
+            and isinstance(model.target_generator, nn.Module)
+            and any(quantized_type(module, backend)
+                    for module in model.target_generator.modules())):
+        return ['target_generator']
+    return []
+
+
+def refuse_averaged(model: nn.Module) -> None:
+    """Stop before a model is converted that averages its own weights.
+
+    BYOL, MoCo and their like pair the parameters of two encoders by their
+    order. Scales of unlike bits would be averaged without a word.
+
+    Raises:
+        ValueError: If a submodule is an average of another.
+    """
+    averages = [name for name, module in model.named_modules()
+                if isinstance(module, BaseAveragedModel)]
+    if hasattr(model, 'momentum_update'):  # CAE's own average
+        averages.append('teacher')
+    if averages:
+        raise ValueError(
+            f'FPQ cannot quantize {type(model).__name__}: its '
+            f'{averages[0]!r} is a moving average of its own weights. '
+            'Train it in full precision, and quantize the model that is '
+            'fine-tuned from it.')
+
+
+def only_in_loss_mode(model: nn.Module) -> bool:
+    """Whether ``mode='tensor'`` does not run the layers that training runs.
+
+    So it is with mmpretrain's self-supervised models, whose other modes are
+    the encoder alone, and with mmseg's PointRend, which has none.
+    """
+    return is_self_supervised(model) or has_point_head(model)
+
+
+def teacher_forward(model: nn.Module) -> Callable[..., Any]:
+    """How the teacher is run beside a student's forward.
+
+    Args:
+        model (nn.Module): The student.
+
+    Returns:
+        Callable: Takes the teacher, and the student's args and kwargs.
+    """
+    return _run_loss_mode if only_in_loss_mode(model) else _run_tensor_mode
+
+
+def calibration_forward(model: nn.Module) -> Callable[..., Any]:
+    """How a batch of the training data is run for calibration.
+
+    Args:
+        model (nn.Module): The student.
+
+    Returns:
+        Callable: Takes the student and a batch.
+    """
+    return forward_loss if only_in_loss_mode(model) else _forward_tensor
+
+
+def forward_loss(model: nn.Module, batch: Any) -> Any:
+    """Run ``batch`` as a training step does."""
+    data = model.data_preprocessor(batch, True)
+    return model._run_forward(data, mode='loss')
+
+
+def is_loss_mode(kwargs: dict) -> bool:
+    """Whether a forward's keyword arguments ask for the loss."""
+    return kwargs.get('mode') == 'loss'
+
+
+def _forward_tensor(model: nn.Module, batch: Any) -> Any:
+    data = model.data_preprocessor(batch, False)
+    return model._run_forward(data, mode='tensor')
+
+
+def _run_tensor_mode(teacher: nn.Module, args: tuple, kwargs: dict) -> Any:
+    # The same layers as in 'loss' mode, without the loss.
+    return teacher(*args, **{**kwargs, 'mode': 'tensor'})
+
+
+def _run_loss_mode(teacher: nn.Module, args: tuple, kwargs: dict) -> Any:
+    # A mask that the student draws must be the teacher's as well.
+    with same_randomness():
+        return teacher(*args, **kwargs)

@@ -1,0 +1,248 @@
+"""The teacher of a run: where its weights are, copied, kept, found again."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import os.path as osp
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.runner import Runner, find_latest_checkpoint
+from torch import Tensor, nn
+
+from .._compat.safe_loading import load_file
+from ..convert import to_float
+from ..state import (
+    bare_state,
+    first_few,
+    float_state,
+    load_exactly,
+    refuse_other_architecture,
+)
+
+
+def starts_from_teacher(runner: Runner, model: nn.Module,
+                        teacher: str | None) -> bool:
+    """Refuse a run that would start from random weights.
+
+    Args:
+        runner (Runner): The runner, before it loads anything.
+        model (nn.Module): Its model.
+        teacher (str, optional): The hook's ``teacher``.
+
+    Returns:
+        bool: Whether only ``teacher`` gives the student its weights.
+
+    Raises:
+        ValueError: If there are no full-precision weights, or the file named
+            is missing or no checkpoint; the message names the key.
+    """
+    source = runner._load_from
+    if runner._resume:
+        if source is None and find_latest_checkpoint(runner.work_dir) is None:
+            raise ValueError('resume: there is no checkpoint in '
+                             f'{runner.work_dir!r}. Start the run without '
+                             '--resume, with load_from.')
+        return False
+    if source is not None:
+        if '://' not in source:
+            _require_checkpoint(source)
+        return False
+    pretrained = [
+        name for name, module in model.named_modules()
+        if _is_pretrained(getattr(module, 'init_cfg', None))
+    ]
+    if not pretrained and teacher is None:
+        raise ValueError(
+            'FPQ starts from a full-precision model, and none is given: set '
+            'load_from to its checkpoint (or fpq.teacher, or an init_cfg of '
+            'type Pretrained in the model)')
+    left = [
+        name for name, child in model.named_children()
+        if not any(p.split('.')[0] == name for p in pretrained)
+        and any(True for _ in child.parameters())
+    ]
+    if pretrained and '' not in pretrained and left and teacher is None:
+        runner.logger.warning(
+            'FPQ: init_cfg gives full-precision weights to '
+            f'{first_few(pretrained)} only; the teacher starts with random '
+            f'weights in {first_few(left)}')
+    return not pretrained
+
+
+def _require_checkpoint(path: str) -> None:
+    if not osp.isfile(path):
+        raise ValueError(f'load_from: no file {path!r}')
+    try:
+        load_file(path)
+    except ValueError as error:
+        raise ValueError(f'load_from: {error}') from error
+
+
+def _is_pretrained(init_cfg: Any) -> bool:
+    cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
+    return any(
+        isinstance(cfg, dict) and cfg.get('type') == 'Pretrained'
+        for cfg in cfgs)
+
+
+def copy_float(model: nn.Module) -> nn.Module:
+    """A full-precision copy of ``model``, converted or not, for a teacher."""
+    teacher = to_float(copy.deepcopy(model))
+    teacher.requires_grad_(False)
+    return teacher
+
+
+def fill_from_student(teacher: nn.Module, student: nn.Module) -> None:
+    """Copy the student's latent weights and statistics to the teacher."""
+    load_exactly(teacher, float_state(student))
+
+
+def fill_from_file(teacher: nn.Module, path: str, key: str) -> None:
+    """Load the teacher's weights from a full-precision checkpoint.
+
+    Args:
+        teacher (nn.Module): Model to fill.
+        path (str): Checkpoint file or URL.
+        key (str): The option's name, for messages.
+
+    Raises:
+        ValueError: If the file is missing, no checkpoint, quantized, or of
+            another architecture; the message names the keys.
+    """
+    try:
+        state = bare_state(load_file(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f'{key}: {error}') from error
+    refuse_other_architecture(
+        float_state(teacher), state, f'{key}: {path!r}')
+    teacher.load_state_dict(state, strict=False)
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Hash of a state dict, 16 hex digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(
+            torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_teacher(teacher: nn.Module, path: str) -> None:
+    """Write the teacher's weights, whole or not at all."""
+    if not osp.exists(path):
+        part = f'{path}.part'
+        torch.save(dict(state_dict=teacher.state_dict()), part)
+        os.replace(part, path)
+
+
+class RunTeacher:
+    """Knows which weights the teacher has, across stops and resumes.
+
+    Args:
+        path (str, optional): The hook's ``teacher``, a checkpoint.
+
+    Attributes:
+        model (nn.Module): The teacher, after :meth:`copy`.
+        record (dict): What a checkpoint says of it: ``mark``, the weights'
+            fingerprint, and ``path``, where they are.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self.path = path
+        self.model: Any = None
+        self.record: Any = None
+        self._loaded: Any = None
+
+    def copy(self, model: nn.Module) -> None:
+        """Take ``model``'s structure; read a named checkpoint right away.
+
+        Raises:
+            ValueError: If that checkpoint cannot be the teacher.
+        """
+        self.model = copy_float(model)
+        if self.path is not None:
+            fill_from_file(self.model, self.path, 'fpq.teacher')
+
+    def student_loaded(self, record: dict | None) -> None:
+        """The student's weights are a trained student's, so not a teacher's.
+
+        Args:
+            record (dict, optional): The :attr:`record` in its checkpoint.
+        """
+        self._loaded = record or {}
+
+    def settle(self, runner: Runner, student: nn.Module) -> None:
+        """Fill the teacher, once the Runner has loaded or resumed.
+
+        Raises:
+            ValueError: If a trained student's teacher cannot be found.
+        """
+        if self.path is not None:
+            self._settle_named(runner, self.path)
+        elif self._loaded is None:
+            self._settle_fresh(runner, student)
+        else:
+            self._settle_recorded(runner)
+        runner.logger.info(f'FPQ: the teacher is {self.record["path"]}'
+                           f'{self._origin()}')
+
+    def _origin(self) -> str:
+        if self.path is not None or self._loaded is not None:
+            return ''
+        return ', a copy of the weights that the run starts from'
+
+    def _settle_named(self, runner: Runner, path: str) -> None:
+        self.record = dict(mark=fingerprint(self.model.state_dict()),
+                           path=_absolute(path))
+        past = (self._loaded or {}).get('mark', self.record['mark'])
+        if past != self.record['mark']:
+            runner.logger.warning(
+                'FPQ: fpq.teacher has other weights than the teacher that '
+                'the loaded checkpoint was trained with')
+
+    def _settle_fresh(self, runner: Runner, student: nn.Module) -> None:
+        fill_from_student(self.model, student)
+        mark = fingerprint(self.model.state_dict())
+        path = osp.join(runner.work_dir, f'fpq_teacher_{mark}.pth')
+        self.record = dict(mark=mark, path=_absolute(path))
+        if is_main_process():
+            save_teacher(self.model, self.record['path'])
+
+    def _settle_recorded(self, runner: Runner) -> None:
+        path = self._find(runner)
+        fill_from_file(self.model, path, 'fpq.teacher (of the checkpoint)')
+        if fingerprint(self.model.state_dict()) != self._loaded['mark']:
+            raise ValueError(
+                f'fpq.teacher: {path!r} is not the teacher that the '
+                'checkpoint was trained with (other weights). Set '
+                'fpq.teacher to the right checkpoint.')
+        self.record = dict(mark=self._loaded['mark'], path=_absolute(path))
+
+    def _find(self, runner: Runner) -> str:
+        """The teacher's file: where it was, or beside the checkpoint."""
+        if not self._loaded:
+            raise ValueError('fpq.teacher: the checkpoint to start from was '
+                             'trained without a teacher. Set fpq.teacher to '
+                             'the full-precision checkpoint.')
+        past = self._loaded['path']
+        folders = [runner.work_dir]
+        if runner._load_from is not None:
+            folders.append(osp.dirname(runner._load_from))
+        paths = [past]
+        paths += [osp.join(f, osp.basename(past)) for f in folders]
+        for path in paths:
+            if '://' in path or osp.isfile(path):
+                return path
+        raise ValueError(f'fpq.teacher: no file {past!r}, the teacher that '
+                         'the checkpoint was trained with. Set fpq.teacher to '
+                         'the full-precision checkpoint.')
+
+
+def _absolute(path: str) -> str:
+    return path if '://' in path else osp.abspath(path)

@@ -1,0 +1,211 @@
+"""Noise of one quantization step: SFP on features, its rival on weights."""
+
+from __future__ import annotations
+
+from itertools import count
+from weakref import WeakValueDictionary
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .._compat.versions import HAS_CUSTOM_OPS, is_compiling
+from ..options import is_number
+from . import noise as perturb_op
+from .noise_clock import NoiseClock, in_backward, mix
+
+_layers: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
+_numbers = count()
+
+
+def enlist(perturbation: nn.Module) -> int:
+    """The number under which the operator finds this module."""
+    number = next(_numbers)
+    _layers[number] = perturbation
+    return number
+
+
+def _perturb(x: Tensor, step: Tensor, number: int) -> Tensor:
+    out = _layers[number].perturb_now(x, step)
+    return x.clone() if out is x else out
+
+
+if HAS_CUSTOM_OPS:
+    perturb = torch.library.custom_op(
+        'fpq::perturb', _perturb, mutates_args=(),
+        schema='(Tensor x, Tensor step, int number) -> Tensor')
+    perturb.register_fake(lambda x, step, number: torch.empty_like(x))
+    perturb.register_autograd(lambda ctx, grad: (grad, None, None))
+
+
+@MODELS.register_module()
+class StochasticFeaturePerturbation(nn.Module):
+    """Adds uniform noise of one quantization step, now and then.
+
+    Equations (9) and (14): in training, each call draws b ~ Bernoulli(p); if
+    b, ``x <- x + d`` with d elementwise uniform on ``[-s/2, s/2]`` and s the
+    activation's step, detached. In eval mode it does nothing.
+
+    Args:
+        p (float): Probability that a call (or sample) is perturbed, in
+            [0, 1]. The paper's best are 0.1 to 0.5. Defaults to 0.1.
+        where (str): ``'after'`` the activation's fake quantization (the
+            tensor that enters the layer) or ``'before'`` it (a dither).
+            Defaults to 'after'.
+        granularity (str): ``'call'`` draws b once a call, as the paper does,
+            ``'sample'`` once for each index of the first axis. Defaults to
+            'call'.
+
+    Raises:
+        ValueError: If ``p``, ``where`` or ``granularity`` is none of these.
+
+    Attributes:
+        of_weight (bool): Whether it perturbs the weight, not the feature.
+    """
+
+    of_weight = False
+
+    def __init__(self,
+                 p: float = 0.1,
+                 where: str = 'after',
+                 granularity: str = 'call') -> None:
+        super().__init__()
+        if not is_number(p, 0, 1):
+            raise ValueError(f'p must be a probability in [0, 1], got {p!r}')
+        if where not in ('after', 'before'):
+            raise ValueError(f"where must be 'after' or 'before', got "
+                             f'{where!r}')
+        if granularity not in ('call', 'sample'):
+            raise ValueError(f"granularity must be 'call' or 'sample', got "
+                             f'{granularity!r}')
+        self.p = p
+        self.where = where
+        self.granularity = granularity
+        self.place(NoiseClock(), 0)
+        self._number = perturb_op.enlist(self)
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._number = perturb_op.enlist(self)  # a copy's own
+
+    def place(self, clock: NoiseClock, layer: int) -> None:
+        """Give the draws their clock and the layer's number in the model."""
+        self.clock = clock
+        self.layer = layer
+        self._seeks: int | None = None
+        self._ticks: int | None = None
+        self._calls = 0  # in this iteration
+        self._calls_now = 0  # in this forward
+
+    def forward(self, x: Tensor, quantizer: nn.Module) -> Tensor:
+        """Quantize ``x`` with ``quantizer`` and perturb it.
+
+        Args:
+            x (Tensor): Input of the layer, any shape; the first axis holds
+                the samples.
+            quantizer (nn.Module): The activation's fake quantizer; its
+                ``step()`` is s. While ``has_step()`` is False there is no
+                noise.
+
+        Returns:
+            Tensor: Tensor of ``x``'s shape.
+        """
+        if not self.training or not quantizer.has_step():
+            return quantizer(x)
+        step = self.step_along(quantizer, x)
+        if self.where == 'before':
+            return quantizer(self._perturbed(x, step))
+        return self._perturbed(quantizer(x), step)
+
+    def step_along(self, quantizer: nn.Module, x: Tensor) -> Tensor:
+        """The step s, broadcasting to ``x``."""
+        return quantizer.step()
+
+    def _perturbed(self, x: Tensor, step: Tensor) -> Tensor:
+        if is_compiling() and HAS_CUSTOM_OPS:
+            return perturb_op.perturb(x, step, self._number)
+        return self.perturb_now(x, step)
+
+    def perturb_now(self, x: Tensor, step: Tensor) -> Tensor:
+        """``x`` with the noise of this call, drawn as the clock says."""
+        return self.perturb(x, step, self.clock.key(self.layer, self._call()))
+
+    def perturb(self, x: Tensor, step: Tensor, key: int) -> Tensor:
+        """``x + b d`` of equation (9), with the draws that ``key`` names."""
+        chosen = self._draw(x, key)
+        if chosen is None:
+            return x
+        generator = torch.Generator(x.device).manual_seed(mix(key, 1))
+        noise = torch.empty_like(x, dtype=step.dtype).uniform_(
+            -0.5, 0.5, generator=generator).mul_(step)
+        return x + noise.mul_(chosen).to(x.dtype)
+
+    def _draw(self, x: Tensor, key: int) -> Tensor | float | None:
+        """b: None for no noise, else a factor that broadcasts to ``x``."""
+        if self.granularity == 'call':
+            return 1.0 if key / 2**64 < self.p else None
+        generator = torch.Generator().manual_seed(mix(key, 2))
+        shape = (x.shape[0], ) + (1, ) * (x.dim() - 1)
+        chosen = torch.rand(shape, generator=generator) < self.p
+        return chosen.to(x.device, torch.float32) if chosen.any() else None
+
+    def _call(self) -> int:
+        """This call's number in the running iteration.
+
+        Activation checkpointing runs the forward again during the backward;
+        that call gets the number, and so the noise, of the first time.
+
+        Raises:
+            RuntimeError: If the layer was called more than once in that
+                forward: which call is run again cannot be told.
+        """
+        if in_backward() and self._calls_now:
+            if self._calls_now > 1:
+                raise RuntimeError(
+                    'activation checkpointing runs a perturbed layer again '
+                    f'that was called {self._calls_now} times in one forward; '
+                    'set perturbation=None for it in overrides')
+            return self._calls - 1
+        if self._seeks != self.clock.seeks:
+            self._seeks = self.clock.seeks
+            self._calls = 0
+        if self._ticks != self.clock.ticks:
+            self._ticks = self.clock.ticks
+            self._calls_now = 0
+        self._calls += 1
+        self._calls_now += 1
+        return self._calls - 1
+
+    def extra_repr(self) -> str:
+        return (f'p={self.p}, where={self.where!r}, '
+                f'granularity={self.granularity!r}')
+
+
+@MODELS.register_module()
+class StochasticWeightPerturbation(StochasticFeaturePerturbation):
+    """SFP's noise on the quantized weight: what FPQ is compared with.
+
+    In training, each call draws b ~ Bernoulli(p); if b, ``w <- w + d`` with d
+    elementwise uniform on ``[-s/2, s/2]`` and s the weight's step, of each
+    output channel if it has one.
+
+    Args:
+        p (float): Probability that a call is perturbed, in [0, 1]. Defaults
+            to 0.1.
+        where (str): ``'after'`` the weight's fake quantization or
+            ``'before'`` it. Defaults to 'after'.
+
+    Raises:
+        ValueError: If ``p`` or ``where`` is none of these.
+    """
+
+    of_weight = True
+
+    def __init__(self, p: float = 0.1, where: str = 'after') -> None:
+        super().__init__(p, where)
+
+    def step_along(self, quantizer: nn.Module, x: Tensor) -> Tensor:
+        shape = [1] * x.dim()
+        if quantizer.is_per_channel:
+            shape[quantizer.ch_axis] = -1
+        return quantizer.step().view(shape)

@@ -1,0 +1,286 @@
+"""What every fake quantizer of FPQ's own is: range, state, calibration."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.ao.quantization import FakeQuantizeBase
+
+from .quantizer import Grid, Quantizer
+
+OBSERVERS = ('min_max', 'mse')
+
+
+class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
+    """A fake quantizer with one step per tensor or per channel.
+
+    Step and zero point come from the range observed in calibration. ``scale``
+    and ``zero_point`` join the ``state_dict``, at their final shape from
+    construction if ``num_channels`` is given.
+
+    Args:
+        bits (int): Bits, 2 to 8. Defaults to 8.
+        symmetric (bool): Whether the zero point is 0. Defaults to False.
+        signed (bool, optional): Whether integers are in ``[-2^(q-1),
+            2^(q-1)-1]`` instead of ``[0, 2^q-1]``. Defaults to None, which
+            is ``symmetric``'s value.
+        per_channel (bool): Whether each channel has a step of its own.
+            Defaults to False.
+        ch_axis (int): Channel axis, if ``per_channel``. Defaults to 0.
+        num_channels (int, optional): Number of channels, if ``per_channel``.
+            Defaults to None: taken from the first tensor (the torch.ao
+            ``QConfig`` case, where the constructor cannot know it).
+        observer (str): What a tensor's range is in calibration: 'min_max',
+            the spec's (4) and (5), or 'mse', the share of it that is
+            quantized with the least mean squared error, which 2-bit
+            activations need in nets that min_max makes diverge. Defaults to
+            'min_max'.
+        factory_kwargs (dict, optional): ``device`` and ``dtype`` that
+            torch.ao's QAT modules hand to a weight's fake quantizer.
+            Defaults to None.
+
+    Attributes:
+        integer_zero_point (bool): Whether the outputs are multiples of the
+            step, so that integer formats can hold them. Defaults to True.
+
+    Raises:
+        ValueError: If ``bits`` is not an integer of 2 to 8, or
+            ``num_channels`` is not positive, or ``observer`` unknown.
+    """
+
+    integer_zero_point = True
+
+    def __init__(self,
+                 bits: int = 8,
+                 symmetric: bool = False,
+                 signed: bool | None = None,
+                 per_channel: bool = False,
+                 ch_axis: int = 0,
+                 num_channels: int | None = None,
+                 observer: str = 'min_max',
+                 factory_kwargs: dict | None = None) -> None:
+        device = (factory_kwargs or {}).get('device')
+        super().__init__(bits, device)
+        if num_channels is not None and num_channels < 1:
+            raise ValueError(f'num_channels must be positive, got '
+                             f'{num_channels}')
+        if observer not in OBSERVERS:
+            raise ValueError(f'observer must be one of {OBSERVERS}, got '
+                             f'{observer!r}')
+        self.observer = observer
+        self.symmetric = symmetric
+        self.signed = symmetric if signed is None else signed
+        self.is_per_channel = per_channel
+        self.ch_axis = ch_axis if per_channel else -1
+        self.quant_min = -2**(bits - 1) if self.signed else 0
+        self.quant_max = self.quant_min + 2**bits - 1
+        self.dtype = torch.qint8 if self.signed else torch.quint8
+        kind = 'channel' if per_channel else 'tensor'
+        self.qscheme = getattr(
+            torch, f'per_{kind}_{"symmetric" if symmetric else "affine"}')
+
+        size = (num_channels or 1) if per_channel else 1
+        self._final_shape = not per_channel or num_channels is not None
+        self._make_scale(torch.ones(size, device=device))
+        self.register_buffer(
+            'zero_point', torch.zeros(size, dtype=torch.int32, device=device))
+        for name, value in (('min_val', torch.inf), ('max_val', -torch.inf)):
+            self.register_buffer(
+                name,
+                torch.full((size, ), value, device=device),
+                persistent=False)
+        for name in ('fake_quant_enabled', 'observer_enabled'):
+            self.register_buffer(name, getattr(self, name), persistent=False)
+        self.observer_enabled.zero_()
+
+    @abstractmethod
+    def _make_scale(self, scale: Tensor) -> None:
+        """Register ``scale`` (ones, final shape) as parameter or buffer."""
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Widen the observed range by ``x``'s, as ``observer`` takes it."""
+        x = x.detach().float()
+        if self.is_per_channel:
+            self._fix_channels(x.shape[self.ch_axis])
+            x = x.movedim(self.ch_axis, 0).reshape(x.shape[self.ch_axis], -1)
+        else:
+            x = x.reshape(1, -1)
+        low, high = self._range(x)
+        torch.minimum(self.min_val, low, out=self.min_val)
+        torch.maximum(self.max_val, high, out=self.max_val)
+
+    def _range(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Lowest and highest value to hold of each row, each (C,)."""
+        low, high = rows.aminmax(dim=1)
+        if self.observer == 'mse':
+            return mse_range(low, high, rows, self._quantize_rows)
+        return low, high
+
+    def _quantize_rows(self, rows: Tensor, low: Tensor,
+                       high: Tensor) -> Tensor:
+        """``rows`` (C, n) in the grids that hold [low, high], each (C,)."""
+        step, zero = (each[:, None] for each in self._affine(low, high))
+        integers = torch.round(rows / step) + zero
+        return (integers.clamp(self.quant_min, self.quant_max) - zero) * step
+
+    def _affine(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Step and zero point (float) of the grids that hold [low, high]."""
+        low, high = low.clamp_max(0), high.clamp_min(0)
+        if self.symmetric:
+            high = torch.maximum(-low, high)
+            low = -high if self.signed else torch.zeros_like(high)
+        step = (high - low) / (self.quant_max - self.quant_min)
+        step = torch.where(step > 0, step, torch.ones_like(step))
+        if self.symmetric:
+            return step, torch.zeros_like(step)
+        zero = torch.round(self.quant_max - high / step)
+        return step, zero.clamp(self.quant_min, self.quant_max)
+
+    def was_observed(self) -> bool:
+        """Whether :meth:`observe` has seen a tensor since the last reset."""
+        return not bool((self.min_val > self.max_val).any())
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Set step and zero point from the observed range.
+
+        Asymmetric: ``s = (xmax - xmin) / (2^q - 1)`` (4) and ``z =
+        round(qmax - xmax / s)`` (5), the range widened to hold 0 so that a
+        zero, as a convolution's padding is, stays exact. Symmetric signed:
+        (4) with ``xmax = -xmin = max|x|``, z = 0. A range of width zero gets
+        the step 1, which keeps later values inside the clipping range.
+
+        Raises:
+            ValueError: If nothing, or something non-finite, was observed.
+        """
+        if not (torch.isfinite(self.min_val) &
+                torch.isfinite(self.max_val)).all():
+            raise ValueError(
+                'the observed range is '
+                f'[{self.min_val.min():g}, {self.max_val.max():g}]')
+        step, zero = self._affine(self.min_val, self.max_val)
+        self.zero_point.copy_(zero)
+        self._set_step(step)
+        self._mark_initialized()
+        self.reset_observer()
+
+    def _set_step(self, step: Tensor) -> None:
+        """Start from ``step``, with ``zero_point`` set already."""
+        self.scale.copy_(step)
+
+    def reset_observer(self) -> None:
+        """Forget the observed range."""
+        self.min_val.fill_(torch.inf)
+        self.max_val.fill_(-torch.inf)
+
+    def calculate_qparams(self, **kwargs) -> tuple[Tensor, Tensor]:
+        """Current step and zero point, as torch.ao's ``convert`` asks.
+
+        Raises:
+            NotImplementedError: As :meth:`grid`.
+        """
+        return self.grid().step, self.zero_point.clone()
+
+    def grid(self) -> Grid:
+        """The integers that its values stand for.
+
+        Raises:
+            NotImplementedError: If not :attr:`integer_zero_point`.
+        """
+        if not self.integer_zero_point:
+            raise NotImplementedError(
+                f'{type(self).__name__} has no integer zero point, so no '
+                'integers stand for its values; LSQFakeQuantize has')
+        return Grid(self.step(), self.zero_point, self.quant_min,
+                    self.quant_max,
+                    self.ch_axis if self.is_per_channel else None)
+
+    def enable_fake_quant(self, enabled: bool = True) -> None:
+        """Switch fake quantization on or off."""
+        super().enable_fake_quant(enabled)
+        self.fake_quant_enabled.fill_(int(enabled))
+
+    def enable_observer(self, enabled: bool = True) -> None:
+        """Switch the observer on, or off; off, its range becomes the step."""
+        super().enable_observer(enabled)
+        if self._observing and not enabled and self.was_observed():
+            self.initialize()
+        self._observing = bool(enabled)
+
+    def extra_repr(self) -> str:
+        kind = 'per channel' if self.is_per_channel else 'per tensor'
+        return (f'bits={self.num_bits}, range=[{self.quant_min}, '
+                f'{self.quant_max}], {kind}, symmetric={self.symmetric}')
+
+    def _fix_channels(self, channels: int) -> None:
+        if self._final_shape:
+            return
+        # `.data` keeps the parameter that an optimizer may hold already.
+        for tensor in (self.min_val, self.max_val, *self._per_channel()):
+            tensor.data = tensor.data[:1].repeat(channels)
+        self._final_shape = True
+
+    def along_channels(self, value: Tensor, x: Tensor) -> Tensor:
+        """``value`` of shape (1,) or (C,), broadcasting to ``x``."""
+        if not self.is_per_channel:
+            return value
+        shape = [1] * x.dim()
+        shape[self.ch_axis] = -1
+        return value.view(shape)
+
+    def _per_channel(self) -> tuple[Tensor, ...]:
+        """The state with one element per channel."""
+        return self.scale, self.zero_point
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
+                              missing_keys, unexpected_keys, error_msgs):
+        scale = state_dict.get(prefix + 'scale')
+        if self.is_per_channel and scale is not None:
+            self._fix_channels(scale.numel())
+        super()._load_from_state_dict(state_dict, prefix, local_metadata,
+                                      strict, missing_keys, unexpected_keys,
+                                      error_msgs)
+
+
+# Shares of the full range that are tried.
+SHARES = 64
+# So many elements of a row speak for it.
+SAMPLE = 2**16
+
+
+def mse_range(low: Tensor, high: Tensor, rows: Tensor,
+              quantize: Callable[[Tensor, Tensor, Tensor], Tensor]
+              ) -> tuple[Tensor, Tensor]:
+    """Shrink ranges to where the mean squared quantization error is least.
+
+    Tried are ``k / 64`` of ``[low, high]``, k = 1 to 64, the same for both
+    ends, so that a quantizer that holds the whole range is among them. Of
+    rows longer than 65,536 so many elements, the same in each call, count.
+
+    Args:
+        low (Tensor): Lowest value of each row, of shape (C,).
+        high (Tensor): Highest value of each row, of shape (C,).
+        rows (Tensor): The values, of shape (C, n).
+        quantize (Callable): Of rows, lowest and highest value to hold the
+            quantized rows.
+
+    Returns:
+        tuple: The shrunk ``low`` and ``high``, each of shape (C,).
+    """
+    if rows.shape[1] > SAMPLE:
+        same = torch.Generator().manual_seed(0)
+        chosen = torch.randint(rows.shape[1], (SAMPLE, ), generator=same)
+        rows = rows[:, chosen.to(rows.device)]
+    least = torch.full_like(low, torch.inf)
+    best = torch.ones_like(low)
+    for k in range(SHARES, 0, -1):
+        share = k / SHARES
+        error = (quantize(rows, low * share, high * share) - rows).square()
+        error = error.mean(dim=1)
+        best = torch.where(error < least, share, best)
+        least = torch.minimum(error, least)
+    return low * best, high * best

@@ -1,0 +1,198 @@
+"""SFP's draws: mean, range, variance, frequency, place; none in eval."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from fpq_plugin import LSQFakeQuantize, StochasticFeaturePerturbation, convert
+from fpq_plugin.convert import noise_clock
+from fpq_plugin.perturbation import NoiseClock
+
+
+def make(**kwargs):
+    perturbation = StochasticFeaturePerturbation(**kwargs)
+    quantizer = LSQFakeQuantize(bits=4)
+    quantizer.observe(torch.tensor([0.0, 3.0]))
+    quantizer.initialize()
+    return perturbation, quantizer
+
+
+def noise_of(perturbation, quantizer, x):
+    return (perturbation(x, quantizer) - quantizer(x)).detach()
+
+
+def test_noise_is_uniform_on_one_step():
+    perturbation, quantizer = make(p=1.0)
+    step = quantizer.step().item()
+    assert step == pytest.approx(0.2)
+    noise = noise_of(perturbation, quantizer, torch.rand(200, 1000) * 3)
+    count = noise.numel()
+    assert noise.abs().max().item() <= step / 2 * (1 + 1e-5)
+    assert noise.abs().max().item() > step / 2 * 0.999
+    sigma = step / math.sqrt(12)
+    assert abs(noise.mean().item()) < 5 * sigma / math.sqrt(count)
+    # Var of the sample variance of a uniform: (kurtosis 1.8 - 1) sigma^4 / n.
+    spread = math.sqrt(0.8 / count) * sigma**2
+    assert noise.var().item() == pytest.approx(sigma**2, abs=5 * spread)
+    histogram = torch.histc(noise, 20, -step / 2, step / 2) / count
+    assert (histogram - 0.05).abs().max().item() < 5 * math.sqrt(0.05 / count)
+
+
+@pytest.mark.parametrize('p', [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_a_call_is_perturbed_with_probability_p(p):
+    perturbation, quantizer = make(p=p)
+    x = torch.rand(4)
+    calls = 4000
+    hits = sum(
+        bool(noise_of(perturbation, quantizer, x).any())
+        for _ in range(calls))
+    assert abs(hits - p * calls) <= 5 * math.sqrt(calls * p * (1 - p))
+
+
+def test_draw_per_sample():
+    perturbation, quantizer = make(p=0.3, granularity='sample')
+    noise = noise_of(perturbation, quantizer, torch.rand(5000, 2, 3))
+    hit = noise.flatten(1).abs().sum(1) > 0
+    assert abs(hit.sum().item() - 1500) < 5 * math.sqrt(5000 * 0.21)
+    assert (noise[hit] != 0).float().mean().item() > 0.999
+
+
+def test_before_is_a_dither_of_the_quantizers_input():
+    perturbation, quantizer = make(p=1.0, where='before')
+    x = torch.full((10000, ), 1.05)  # a quarter of a step above a level
+    out = perturbation(x, quantizer)
+    assert out.unique().numel() == 2
+    assert out.mean().item() == pytest.approx(1.05, abs=0.005)
+
+
+def test_none_in_eval_and_none_without_a_step():
+    perturbation, quantizer = make(p=1.0)
+    x = torch.rand(100)
+    assert noise_of(perturbation.eval(), quantizer, x).abs().max() == 0
+    perturbation.train()
+    quantizer.disable_fake_quant()
+    assert torch.equal(perturbation(x, quantizer), x)
+
+
+def test_gradient_passes_and_the_step_gets_none_from_the_noise():
+    perturbation, quantizer = make(p=1.0)
+    x = (torch.rand(50) * 3).requires_grad_()
+    perturbation(x, quantizer).sum().backward()
+    with_noise = x.grad.clone(), quantizer.scale.grad.clone()
+    x.grad = quantizer.scale.grad = None
+    quantizer(x).sum().backward()
+    assert torch.equal(with_noise[0], x.grad)
+    assert torch.equal(with_noise[1], quantizer.scale.grad)
+
+
+def test_noise_is_a_function_of_seed_rank_iteration_and_layer():
+
+    def draw(seed=3, rank=0, iteration=7, layer=2):
+        perturbation, quantizer = make(p=1.0)
+        clock = NoiseClock()
+        clock.seed, clock.rank = seed, rank
+        perturbation.place(clock, layer)
+        clock.seek(iteration)
+        torch.rand(5)  # the global generator has no part in it
+        return noise_of(perturbation, quantizer, torch.linspace(0, 3, 64))
+
+    base = draw()
+    assert torch.equal(base, draw())
+    for other in (draw(seed=4), draw(rank=1), draw(iteration=8),
+                  draw(layer=3)):
+        assert not torch.equal(base, other)
+
+
+def test_the_global_generator_is_left_alone():
+    perturbation, quantizer = make(p=1.0)
+    state = torch.get_rng_state()
+    perturbation(torch.rand(0), quantizer)
+    perturbation(torch.ones(10), quantizer)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Chain(nn.Module):
+    """Layers by name, each of which may run under checkpointing."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.names = names
+        self.layers = nn.ModuleDict({n: nn.Linear(6, 6) for n in set(names)})
+        self.reentrant = None
+
+    def forward(self, x):
+        outs = []
+        for name in self.names:
+            if self.reentrant is None:
+                x = self.layers[name](x)
+            else:
+                x = checkpoint(
+                    self.layers[name], x, use_reentrant=self.reentrant)
+            outs.append(x)
+        return torch.stack(outs).square().mean()
+
+
+def checkpointed(names, backend):
+    """The gradients of a chain, plain or under checkpointing."""
+    model = Chain(names)
+    convert(model, perturbation=dict(p=0.7), backend=backend)
+    x = torch.randn(4, 6, requires_grad=True)
+    model(x)  # initialises the quantizers
+
+    def gradients(reentrant):
+        model.reentrant = reentrant
+        noise_clock(model).seek(5)
+        model.zero_grad()
+        x.grad = None
+        model(x).backward()
+        return [x.grad.clone()] + [
+            p.grad.clone() for p in model.parameters()]
+
+    return gradients
+
+
+@pytest.mark.parametrize('reentrant', [True, False])
+def test_activation_checkpointing_replays_the_noise(reentrant, backend):
+    """The second forward, inside the backward, must see the same noise."""
+    gradients = checkpointed('abc', backend)
+    for plain, replayed in zip(gradients(None), gradients(reentrant)):
+        torch.testing.assert_close(replayed, plain, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize('reentrant', [True, False])
+def test_checkpointing_a_shared_perturbed_layer_is_refused(reentrant):
+    """Which of its calls is run again cannot be told."""
+    gradients = checkpointed('aba', 'torch_ao')
+    gradients(None)
+    with pytest.raises(RuntimeError, match='called 2 times in one forward'):
+        gradients(reentrant)
+
+
+def test_each_call_of_a_shared_layer_draws_its_own_noise(backend):
+    model = Chain('aaa')
+    convert(model, perturbation=dict(p=1.0), backend=backend)
+    seen = []
+    layer = model.layers['a']
+    perturb = layer.perturbation.perturb
+    layer.perturbation.perturb = lambda x, step, key: seen.append(
+        key) or perturb(x, step, key)
+    model(torch.randn(4, 6))
+    model(torch.randn(4, 6))
+    # The very first call only initialises the quantizer.
+    assert len(seen) == 5
+    assert len(set(seen)) == 5
+
+
+@pytest.mark.parametrize(('option', 'message'), [
+    (dict(p=1.5), 'p must be a probability'),
+    (dict(p=-0.1), 'p must be a probability'),
+    (dict(p=float('nan')), 'p must be a probability'),
+    (dict(where='inside'), "where must be 'after' or 'before'"),
+    (dict(granularity='batch'), "granularity must be 'call' or 'sample'"),
+])
+def test_wrong_options(option, message):
+    with pytest.raises(ValueError, match=message):
+        StochasticFeaturePerturbation(**option)
