@@ -60,8 +60,9 @@ class StepRecord(Hook):
         for hook in runner.hooks:
             if type(hook).__name__ == 'FPQHook':
                 self.table = hook._table
-                self.distilled = len(hook._distiller.layer_losses())
-                self.not_distilled = hook._distiller.left_out()
+                distiller = hook.session.distiller
+                self.distilled = len(distiller.layer_losses())
+                self.not_distilled = distiller.left_out()
 
 
 def drop_pretrained(node: object) -> None:

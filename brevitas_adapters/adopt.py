@@ -11,10 +11,11 @@ from brevitas.proxy import ActQuantProxyFromInjector
 from brevitas.proxy.quant_proxy import QuantProxyFromInjector
 from torch import nn
 
-from fpq_plugin.convert import DEFAULT_PERTURBATION, refuse_reparameterizing
+from fpq_plugin.layers import refuse_reparameterizing
 from fpq_plugin.options import build, resolve
 from fpq_plugin.perturbation import NoiseClock, StochasticFeaturePerturbation
 from fpq_plugin.quantizers import Quantizer
+from fpq_plugin.recipe import SFP
 
 from .convolutions import BrevitasConv2d
 from .layers import BrevitasLinear, settle_proxy, tensor_quant_of
@@ -46,7 +47,7 @@ def adopt(model: nn.Module, perturbation: dict | None = None) -> None:
             with another, if a quantizer is none to integers of 2 to 8 bits,
             or if there is no such layer.
     """
-    cfg = resolve('perturbation', perturbation, DEFAULT_PERTURBATION['type'],
+    cfg = resolve('perturbation', perturbation, SFP['type'],
                   kind=StochasticFeaturePerturbation)
     layers = {n: m for n, m in model.named_modules() if type(m) in _TYPES}
     if not layers:
@@ -78,7 +79,7 @@ def adopt(model: nn.Module, perturbation: dict | None = None) -> None:
         if cfg is None:
             return None
         part = build('perturbation', cfg)
-        part.place(clock, next(numbers))
+        part.set_clock(clock, next(numbers))
         return part
 
     for name, layer in layers.items():
@@ -93,7 +94,7 @@ def adopt(model: nn.Module, perturbation: dict | None = None) -> None:
         settle_proxy(proxy, device)
         proxy.train(proxy.training)
     if cfg is not None:
-        model.register_forward_pre_hook(clock.tick)
+        model.register_forward_pre_hook(clock.start_forward)
     refuse_reparameterizing(model)
 
 

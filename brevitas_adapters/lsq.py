@@ -57,7 +57,7 @@ class _LSQ(ExtendedInjector):
 
 
 class LSQWeightPerChannel(_LSQ):
-    """4-bit LSQ weights, one step per output channel (spec 2).
+    """4-bit LSQ weights, one step per output channel.
 
     The step starts from the weight's range; its gradient carries LSQ's
     factor. ``weight_bit_width`` may be 2 to 8.
@@ -75,7 +75,7 @@ class LSQWeightPerChannel(_LSQ):
 
 
 class LSQActPerTensor(_LSQ):
-    """4-bit LSQ activations, asymmetric, unsigned, one step (spec 2).
+    """4-bit LSQ activations, asymmetric, unsigned, one step.
 
     Step and zero point come from ``calibration_mode``, or from the first
     training batch; the step is learned from then on. ``input_bit_width`` may

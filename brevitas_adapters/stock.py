@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fpq_plugin._compat.restoring import same_randomness
 from fpq_plugin.options import refuse_unknown
-from fpq_plugin.quantizers import Grid, Quantizer
+from fpq_plugin.quantizers import Grid, Quantizer, Stage
 
 
 def refuse_let(injector: type[ExtendedInjector], let: dict[str, Any]) -> None:
@@ -114,7 +114,7 @@ class StockQuantizer(Quantizer):
                and getattr(module, 'init_done', True)
                for module in tensor_quant.modules()):
             tensor_quant.apply(finalize_collect_stats)
-            quantizer._mark_initialized()
+            quantizer._become(Stage.READY)
         return quantizer
 
     def bind(self, tensor_quant: RescalingIntQuant, layer: nn.Module,
@@ -193,19 +193,18 @@ class StockQuantizer(Quantizer):
         if not self._finite:
             raise ValueError('what was observed is not finite')
         self.tensor_quant.apply(finalize_collect_stats)
-        self._mark_initialized()
+        self._become(Stage.READY)
         self.reset_observer()
 
-    def is_initialized(self) -> bool:
-        was_ready = self._ready
-        if super().is_initialized() and not was_ready:
-            # Loaded or broadcast: Brevitas must not collect again.
+    def read_stage(self) -> None:
+        super().read_stage()
+        if self.stage is Stage.READY:
+            # Loaded or sent: Brevitas must not collect again.
             for module in self.tensor_quant.modules():
                 if hasattr(module, 'collect_stats_steps'):
                     module.counter = module.collect_stats_steps + 1
                 if hasattr(module, 'init_done'):
                     module.init_done = True
-        return self._ready
 
     def extra_repr(self) -> str:
         return f'bits={self.num_bits}'

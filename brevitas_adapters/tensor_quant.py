@@ -26,13 +26,13 @@ def metadata(quantizer: BaseFakeQuantize | StockQuantizer,
     """
     if isinstance(quantizer, StockQuantizer):
         return quantizer.metadata()
-    shape: list[int] = []
+    step = quantizer.step()
+    parts = step, quantizer.zero_point.to(step)
     if quantizer.is_per_channel:
-        shape = [1] * x.dim()
-        shape[quantizer.ch_axis] = -1
-    step = quantizer.step().reshape(shape)
-    return (step, quantizer.zero_point.to(step).reshape(shape),
-            quantizer.bits.to(step))
+        parts = tuple(quantizer.along_channels(part, x) for part in parts)
+    else:
+        parts = tuple(part.reshape(()) for part in parts)
+    return *parts, quantizer.bits.to(step)
 
 
 class TensorQuant(nn.Module):

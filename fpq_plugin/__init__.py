@@ -4,10 +4,11 @@ Importing this package registers :class:`FPQHook`, :class:`CSDLoss`,
 :class:`StochasticFeaturePerturbation` and the fake quantizers with MMEngine.
 """
 
-from ._compat import (
-    safe_loading,
-    versions,  # isort: split  (refuses what cannot work)
-)
+# First: it refuses versions that cannot work.
+from ._compat import versions  # noqa: F401
+
+# isort: split
+from ._compat import patches
 from .analysis.hooks import (
     HessianTraceHook,
     NoiseGradientHook,
@@ -16,15 +17,15 @@ from .analysis.hooks import (
 )
 from .calibrate import calibrate
 from .convert import convert, to_float
-from .distillation import CSDLoss, Distiller, LogitKD
+from .distillation import CSDLoss, DistillationLoss, Distiller, LogitKD
 from .layers import (
     QuantizedLayer,
     register_attention,
     register_layer,
     register_weight_reader,
 )
-from .openmmlab.config_checks import refuse_forgotten_hooks
-from .openmmlab.fpq_hook import FPQHook
+from .openmmlab.config_checks import refuse_forgotten_hook
+from .openmmlab.fpq_hook import FPQHook, end_sessions
 from .openmmlab.inference import load_model
 from .param_groups import param_groups
 from .perturbation import (
@@ -40,18 +41,17 @@ from .quantizers import (
     Quantizer,
     TorchAOFakeQuantize,
 )
+from .recipe import Recipe
 from .version import __version__
 
-safe_loading.allow_mmengine_checkpoints()
-safe_loading.read_checkpoints_as_data()
-versions.allow_launch_without_accelerator()
-refuse_forgotten_hooks()
+patches.install(before_run=refuse_forgotten_hook, after_train=end_sessions)
 
 __all__ = [
-    'BaseFakeQuantize', 'CSDLoss', 'Distiller', 'DoReFaFakeQuantize',
+    'BaseFakeQuantize', 'CSDLoss', 'DistillationLoss', 'Distiller',
+    'DoReFaFakeQuantize',
     'FPQHook', 'HessianTraceHook', 'LSQFakeQuantize', 'LSQPlusFakeQuantize',
     'LogitKD', 'NoiseGradientHook', 'OutputVarianceHook', 'PACTFakeQuantize',
-    'QuantizedLayer', 'Quantizer', 'SQNRHook',
+    'QuantizedLayer', 'Quantizer', 'Recipe', 'SQNRHook',
     'StochasticFeaturePerturbation', 'StochasticWeightPerturbation',
     'TorchAOFakeQuantize', '__version__',
     'calibrate', 'convert', 'load_model', 'param_groups',

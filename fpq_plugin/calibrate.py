@@ -1,4 +1,4 @@
-"""Initial steps and zero points from a few batches of data, spec 2."""
+"""Initial steps and zero points from a few batches of data, eqs. (4), (5)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ._compat.restoring import kept_modes
 from .layers import quantized_layers
-from .quantizers import Quantizer
+from .quantizers import (
+    Quantizer,
+    Stage,
+    full_precision,
+    named_quantizers,
+    observing,
+)
 
 
 def uninitialized(model: nn.Module) -> dict[str, Quantizer]:
     """The model's fake quantizers that have no step yet, by name."""
     return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, Quantizer) and not module.is_initialized()
+        name: quantizer for name, quantizer in named_quantizers(model).items()
+        if not quantizer.is_initialized()
     }
 
 
@@ -69,7 +74,7 @@ def calibrate(model: nn.Module,
             quantizer.reset_observer()
             quantizer.observe(layer.weight)
     if inputs:
-        with _observing(model, inputs.values(), training):
+        with _in_full_precision(model, training), observing(inputs.values()):
             for batch in batches:
                 forward(model, batch)
     missed = []
@@ -103,41 +108,26 @@ def leave_uncalled(model: nn.Module) -> list[str]:
         for quantizer in owner.children():
             if isinstance(quantizer, Quantizer):
                 quantizer.leave_float()
-    return [
-        name for name, owner in model.named_modules()
-        if any(isinstance(child, Quantizer) and child.is_idle()
-               for child in owner.children())
-    ]
+    idle = (name for name, quantizer in named_quantizers(model).items()
+            if quantizer.stage is Stage.IDLE)
+    return list(dict.fromkeys(name.rpartition('.')[0] for name in idle))
 
 
 @contextmanager
-def _observing(model: nn.Module, quantizers: Iterable[Quantizer],
-               training: bool) -> Iterator[None]:
-    """Observers of ``quantizers`` on, all fake quantization off."""
-    quantizers = list(quantizers)
-    every = [m for m in model.modules() if isinstance(m, Quantizer)]
-    was_on = [q._fake_quant_on for q in every]
+def _in_full_precision(model: nn.Module, training: bool) -> Iterator[None]:
+    """All fake quantization off; modes, and in training buffers, as before."""
     kept = []
     if training:
         kept = [(b, b.clone()) for b in _other_buffers(model)]
     try:
-        with kept_modes(model):
+        with kept_modes(model), full_precision(model):
             model.train(training)
             if training:
                 for module in model.modules():
                     if isinstance(module, _BatchNorm):
                         module.eval()
-            for quantizer in every:
-                quantizer.enable_fake_quant(False)
-            for quantizer in quantizers:
-                quantizer.reset_observer()
-                quantizer._observing = True
             yield
     finally:
-        for quantizer in quantizers:
-            quantizer._observing = False
-        for quantizer, on in zip(every, was_on):
-            quantizer.enable_fake_quant(on)
         for buffer, value in kept:
             buffer.copy_(value)
 
@@ -146,8 +136,8 @@ def _other_buffers(model: nn.Module) -> list[torch.Tensor]:
     """All buffers but the quantizers'."""
     own = {
         id(buffer)
-        for module in model.modules() if isinstance(module, Quantizer)
-        for buffer in module.buffers()
+        for quantizer in named_quantizers(model).values()
+        for buffer in quantizer.buffers()
     }
     return [b for b in model.buffers() if id(b) not in own]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, replace
 
+from .options import FLOAT_BITS
+
 
 @dataclass(frozen=True)
 class LayerRow:
@@ -42,13 +44,14 @@ class LayerTable(list):
         """The rows of which weight or input is quantized."""
         return [
             row for row in self
-            if min(row.weight_bits, row.activation_bits) < 32
+            if min(row.weight_bits, row.activation_bits) < FLOAT_BITS
         ]
 
     def left_float(self, names: list[str], why: str) -> LayerTable:
         """The table with the layers of these names float, and the reason."""
         return LayerTable(
-            replace(row, weight_bits=32, activation_bits=32, why=why)
+            replace(row, weight_bits=FLOAT_BITS, activation_bits=FLOAT_BITS,
+                    why=why)
             if row.name in names else row for row in self)
 
     def weight_bytes(self) -> float:

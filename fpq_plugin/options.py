@@ -5,14 +5,15 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 from mmengine.registry import MODELS, Registry
 from torch import nn
 
-OFF_BITS = 32
+FLOAT_BITS = 32
+"""As ``bits``: not quantized."""
 
 
 def known_options(cls: type) -> list[str]:
@@ -47,8 +48,32 @@ def refuse_unknown(key: str, given: Any, known: list[str]) -> None:
                              f'Known options: {", ".join(sorted(known))}.')
 
 
+def type_name(kind: Any) -> str:
+    """The name of a config's ``type``, which may be a class."""
+    return kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+
+
+def merge(base: Mapping[str, Any] | None, given: Any) -> Any:
+    """A component's config over another one, if they are of one type.
+
+    Args:
+        base (Mapping, optional): The config that holds where ``given`` says
+            nothing.
+        given (Mapping, optional): The config that counts; None: off.
+
+    Returns:
+        dict | None: ``given``, and of ``base`` what it leaves open.
+    """
+    if not isinstance(given, Mapping):
+        return given
+    if base is None or type_name(given.get('type', base['type'])) != (
+            type_name(base['type'])):
+        return dict(given)
+    return {**base, **given, 'type': base['type']}
+
+
 def resolve(key: str,
-            cfg: dict | None,
+            cfg: Mapping[str, Any] | None,
             default_type: str,
             registry: Registry = MODELS,
             kind: type = object) -> dict | None:
@@ -74,7 +99,7 @@ def resolve(key: str,
     """
     if cfg is None:
         return None
-    if not isinstance(cfg, dict):
+    if not isinstance(cfg, Mapping):
         raise TypeError(f'{key}: must be a dict or None, got {cfg!r}')
     cfg = {'type': default_type, **cfg}
     cls = _find(cfg['type'], registry)
@@ -87,15 +112,17 @@ def resolve(key: str,
         raise ValueError(
             f'{key}.type: {cfg["type"]!r} is no class of kind '
             f'{kind.__name__}; the default type is {default_type!r}')
+    if registry.get(cls.__name__) is cls:
+        cfg['type'] = cls.__name__
     refuse_unknown(key, cfg, ['type', *known_options(cls)])
-    return None if cfg.get('bits') == OFF_BITS else cfg
+    return None if cfg.get('bits') == FLOAT_BITS else cfg
 
 
 def build(key: str,
           cfg: dict,
           registry: Registry = MODELS,
           **defaults: Any) -> nn.Module:
-    """Build a component; its ``ValueError`` is given the option's name.
+    """Build a component; its errors are given the option's full name.
 
     Args:
         key (str): The option's name in the config, for messages.
@@ -117,6 +144,9 @@ def build(key: str,
     try:
         return cls(**arguments)
     except (TypeError, ValueError) as error:
+        option, _, rest = str(error).partition(' ')
+        if option.rstrip(':') in known:
+            raise ValueError(f'{key}.{option.rstrip(":")}: {rest}') from error
         raise ValueError(f'{key}: {error}') from error
 
 

@@ -8,25 +8,24 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from .quantizers import Quantizer
+from .quantizers import named_quantizers
 
 
 def quantizer_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The learned parameters of the model's fake quantizers, by name."""
     return {
         f'{name}.{key}': parameter
-        for name, module in model.named_modules()
-        if isinstance(module, Quantizer)
-        for key, parameter in module.named_parameters(recurse=False)
+        for name, quantizer in named_quantizers(model).items()
+        for key, parameter in quantizer.named_parameters(recurse=False)
     }
 
 
 def weight_decays(model: nn.Module) -> dict[int, float]:
     """Weight decay of each quantizer parameter, by the parameter's id."""
     return {
-        id(parameter): module.weight_decay.get(key, 0.0)
-        for module in model.modules() if isinstance(module, Quantizer)
-        for key, parameter in module.named_parameters(recurse=False)
+        id(parameter): quantizer.weight_decay.get(key, 0.0)
+        for quantizer in named_quantizers(model).values()
+        for key, parameter in quantizer.named_parameters(recurse=False)
     }
 
 

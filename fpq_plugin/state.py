@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from .layers import quantized_layers
-from .quantizers import Quantizer
+from .quantizers import named_quantizers
 
 
 def bare_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -48,9 +48,8 @@ def quantizer_state(model: nn.Module) -> dict[str, Tensor]:
     """The part of the model's state dict that belongs to its quantizers."""
     return {
         f'{name}.{key}': value
-        for name, module in _all_names(model)
-        if isinstance(module, Quantizer)
-        for key, value in module.state_dict().items()
+        for name, quantizer in named_quantizers(model, False).items()
+        for key, value in quantizer.state_dict().items()
     }
 
 
@@ -118,14 +117,14 @@ def first_few(names: list[str], most: int = 5) -> str:
 
 
 def refuse_other_quantization(model: nn.Module, state: Mapping[str, Tensor],
-                              what: str, mend: str) -> None:
+                              what: str, way_out: str) -> None:
     """Refuse a state that is not of ``model``'s quantization.
 
     Args:
         model (nn.Module): A converted model.
         state (Mapping[str, Tensor]): The state to be loaded into it.
         what (str): Where it comes from, for the message.
-        mend (str): What to do, for the message.
+        way_out (str): What to do, for the message.
 
     Raises:
         ValueError: If quantizers are missing, uninitialised, too many, or of
@@ -133,20 +132,19 @@ def refuse_other_quantization(model: nn.Module, state: Mapping[str, Tensor],
     """
     given = quantizer_bits(state)
     own = {
-        name: module.num_bits
-        for name, module in _all_names(model)
-        if isinstance(module, Quantizer)
+        name: quantizer.num_bits
+        for name, quantizer in named_quantizers(model, False).items()
     }
     if not given:
         raise ValueError(f'{what} is of a full-precision model: it has no '
-                         f'scales. {mend}')
+                         f'scales. {way_out}')
     absent = [
         name for name, layer in quantized_layers(model).items()
         if 'weight' in layer._parameters and f'{name}.weight' not in state
     ]
     if absent:
         raise ValueError(f'{what} is of another model: it has no '
-                         f'{first_few(absent)}. {mend}')
+                         f'{first_few(absent)}. {way_out}')
     other = [
         f'{name}: {_bits(given, name)} in the checkpoint, '
         f'{_bits(own, name)} in the config' for name in {**own, **given}
@@ -154,16 +152,11 @@ def refuse_other_quantization(model: nn.Module, state: Mapping[str, Tensor],
     ]
     if other:
         raise ValueError(f'{what} was quantized otherwise: '
-                         f'{first_few(other)}. {mend}')
+                         f'{first_few(other)}. {way_out}')
     empty = [name for name in own if not int(state[f'{name}.initialized'])]
     if empty:
         raise ValueError(f'{what} has no scales yet for '
-                         f'{first_few(empty)}. {mend}')
-
-
-def _all_names(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    # A layer that several places share has a key in the state for each.
-    return model.named_modules(remove_duplicate=False)
+                         f'{first_few(empty)}. {way_out}')
 
 
 def _bits(quantizers: Mapping[str, int], name: str) -> str:

@@ -186,18 +186,18 @@ def test_copies_and_pickles(convert, duplicate, tmp_path):
 
 
 @pytest.mark.parametrize(('options', 'message'), [
-    (dict(weight=dict(bits=1)), 'weight: bits must be an integer of 2 to 8'),
-    (dict(activation=dict(bits=16)), 'activation: bits must be'),
-    (dict(first_last_bits=9), 'first_last_bits: weight: bits'),
+    (dict(weight=dict(bits=1)), '^weight.bits: must be an integer of 2 to 8'),
+    (dict(activation=dict(bits=16)), '^activation.bits: must be'),
+    (dict(first_last_bits=9), '^first_last_bits: bits must be an integer'),
     (dict(weight=dict(bitz=4)), "unknown option 'bitz'. Did you mean 'bits'"),
     (dict(weight=dict(type='LSQ')), "weight.type: 'LSQ' is not registered"),
-    (dict(perturbation=dict(p=2)), 'perturbation: p must be a probability'),
+    (dict(perturbation=dict(p=2)), '^perturbation.p: must be a probability'),
     (dict(perturbation=dict(prob=1)), "perturbation: unknown option 'prob'"),
     (dict(skip=['backbone']), "skip: the pattern 'backbone' matches no layer"),
     (dict(overrides={'9': dict(weight=None)}), "overrides: the pattern '9'"),
     (dict(overrides={'0': dict(wieght=None)}), "Did you mean 'weight'"),
     (dict(overrides={'0': dict(weight=dict(bits=1))}),
-     r"overrides\['0'\].weight: bits"),
+     r"overrides\['0'\].weight.bits: must"),
     (dict(skip=['*']), 'nothing to quantize: skip and overrides'),
 ])
 def test_bad_options_are_named_and_nothing_changes(convert, options, message):

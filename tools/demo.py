@@ -74,9 +74,10 @@ def run(name: str, out: Path, env: dict[str, str], epochs: int | None,
         images: int | None) -> dict:
     """Train and test one of RUNS; its row of the table."""
     from mmengine import Config
-    from mmengine.registry import HOOKS, MODELS, init_default_scope
+    from mmengine.registry import MODELS, init_default_scope
 
     from fpq_plugin import __version__
+    from fpq_plugin.openmmlab.config_checks import recipe_of
 
     config, folder = RUNS[name], out / RUNS[name]
     cfg = Config.fromfile(str(CONFIGS / f'{config}.py'))
@@ -99,10 +100,10 @@ def run(name: str, out: Path, env: dict[str, str], epochs: int | None,
     init_default_scope('mmpretrain')
     model = MODELS.build(cfg.model)
     bits, size = 'float32', sum(p.numel() for p in model.parameters()) * 4
-    if 'fpq' in cfg.default_hooks:
-        fpq = cfg.default_hooks.fpq
-        table = HOOKS.build(fpq).convert(model)
-        bits = f'W{fpq.weight.bits}A{fpq.activation.bits}'
+    recipe = recipe_of(cfg)
+    if recipe is not None:
+        table = recipe.convert(model)
+        bits = f'W{recipe.weight["bits"]}A{recipe.activation["bits"]}'
         size += table.weight_bytes() - 4 * sum(
             torch.Size(row.shape).numel() for row in table)
     row = dict(

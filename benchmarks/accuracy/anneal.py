@@ -31,7 +31,7 @@ class Anneal(Hook):
                      if isinstance(m, StochasticFeaturePerturbation)]
         else:
             hook, = (h for h in runner.hooks if isinstance(h, FPQHook))
-            found = hook.criteria
+            found = hook.session.distiller.criteria
         self._values = [(each, getattr(each, self.what)) for each in found]
 
     def before_train_iter(self,

@@ -2,8 +2,8 @@
 
 torch.load with ``weights_only`` does so on torch >= 2.6, once it knows the
 few types that mmengine writes. Older versions take no further types; there a
-restricted pickle stands in. ``torch.load`` itself is changed only while
-mmengine's loader runs.
+restricted pickle stands in. ``torch.load`` itself is changed only while one
+of mmengine's loaders runs (:mod:`fpq_plugin._compat.patches`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .versions import WEIGHTS_ONLY_TAKES_NAMES
 _TORCH_LOAD = torch.load
 
 
-def _types_of_mmengine() -> dict[str, Any]:
+def types_of_mmengine() -> dict[str, Any]:
     """What mmengine 0.10.7's checkpoints hold besides weights, by name.
 
     That is its message hub: numpy scalars and arrays, and ``HistoryBuffer``,
@@ -63,17 +63,6 @@ def _types_of_mmengine() -> dict[str, Any]:
     return allowed
 
 
-def allow_mmengine_checkpoints() -> None:
-    """Let torch >= 2.6 read mmengine's own checkpoints, and nothing more.
-
-    ``torch.load`` refuses unlisted types there, so that mmengine's test and
-    resume fail on its own files. Older versions load anything.
-    """
-    if WEIGHTS_ONLY_TAKES_NAMES:
-        torch.serialization.add_safe_globals(
-            [(value, name) for name, value in _types_of_mmengine().items()])
-
-
 def _restricted_pickle() -> Any:
     """A pickle module that makes data only, for torch < 2.6.
 
@@ -97,7 +86,7 @@ def _restricted_pickle() -> Any:
         },
         **{str(value): value for value in vars(torch).values()
            if isinstance(value, torch.dtype)},
-        **_types_of_mmengine()
+        **types_of_mmengine()
     }
 
     # In Python, since the C one's BUILD sets attributes of anything.
@@ -185,8 +174,8 @@ def _why(message: str) -> str:
 
 
 @contextmanager
-def _data_only(name: str) -> Iterator[None]:
-    """``torch.load``, whoever calls it and how, is :func:`_read_data`."""
+def reading_data_only(name: str) -> Iterator[None]:
+    """``torch.load``, whoever calls it and how, runs no code of the file."""
 
     def load(f: Any, map_location: Any = None, *args: Any,
              **options: Any) -> Any:
@@ -197,23 +186,6 @@ def _data_only(name: str) -> Iterator[None]:
         yield
     finally:
         torch.load = before
-
-
-def read_checkpoints_as_data() -> None:
-    """Let mmengine read all its checkpoints without running code in them.
-
-    Its loaders (``load_from``, resume, ``init_cfg``) call ``torch.load`` with
-    its defaults, which run code on torch < 2.6, and read URLs through
-    torch.hub, which does so on every version.
-    """
-    original = CheckpointLoader.load_checkpoint.__func__
-
-    def load_checkpoint(cls, filename, map_location=None,
-                        logger='current') -> Any:
-        with _data_only(filename):
-            return original(cls, filename, map_location, logger)
-
-    CheckpointLoader.load_checkpoint = classmethod(load_checkpoint)
 
 
 def load_file(path: str) -> dict:

@@ -1,15 +1,12 @@
-"""Differences between versions of torch and mmengine, and their mends.
+"""Which versions of torch, mmengine and others work, and how they differ.
 
-Everything that depends on a version is here. Each part says whose fault it
-mends and where it does nothing. Importing :mod:`fpq_plugin`, which the
-config's ``custom_imports`` does before a Runner exists, imports this first.
+Importing :mod:`fpq_plugin`, which the config's ``custom_imports`` does before
+a Runner exists, imports this first: it refuses what cannot work.
 """
 
 from __future__ import annotations
 
-import atexit
 import inspect
-import time
 from contextlib import AbstractContextManager
 from importlib import import_module
 from importlib.metadata import version
@@ -132,36 +129,3 @@ def onednn_qconv2d() -> Any:
     """oneDNN's int8 convolution: ``qconv2d_pointwise`` until torch 2.6."""
     onednn = torch.ops.onednn
     return getattr(onednn, 'qconv_pointwise', None) or onednn.qconv2d_pointwise
-
-
-def allow_launch_without_accelerator() -> None:
-    """Let ``--launcher pytorch`` train on a machine that has only CPUs.
-
-    mmengine 0.10.7's launcher calls ``torch.cuda.set_device`` whatever the
-    backend is, and its DDP wrapper always gets ``device_ids=[LOCAL_RANK]``,
-    which torch refuses for CPU modules. Without an accelerator the launcher
-    then uses gloo and the wrapper no device ids; with one, nothing changes.
-
-    A process that ends within milliseconds of a collective, as validation's
-    last, may be aborted at its exit: a thread of gloo still holds a tensor and
-    waits for the GIL (pytorch/pytorch#179291). It gets that time.
-    """
-    from mmengine.device import get_device
-    from mmengine.dist import utils as dist_utils
-    from mmengine.model import MMDistributedDataParallel
-
-    if get_device() != 'cpu':
-        return
-
-    def init_gloo(backend: str, init_backend: str = 'torch', **kwargs) -> None:
-        torch.distributed.init_process_group('gloo', **kwargs)
-        # Not destroy_process_group(): DDP's reference keeps the threads alive.
-        atexit.register(time.sleep, 0.5)
-
-    original = MMDistributedDataParallel.__init__
-
-    def init_on_cpu(self, module, *args, **kwargs) -> None:
-        original(self, module, *args, **{**kwargs, 'device_ids': None})
-
-    dist_utils._init_dist_pytorch = init_gloo
-    MMDistributedDataParallel.__init__ = init_on_cpu

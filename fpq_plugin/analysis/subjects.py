@@ -8,13 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mmengine import Config
-from mmengine.registry import HOOKS
 from torch import nn
 
 from .._compat.safe_loading import load_file
 from ..calibrate import calibrate
 from ..layers import quantized_layers
-from ..openmmlab.inference import fpq_options, load_model
+from ..openmmlab.config_checks import recipe_of
+from ..openmmlab.inference import load_model
+from ..openmmlab.model_families import convert_mm_model
 from .batches import Batch
 from .measuring import quiet
 
@@ -121,7 +122,7 @@ def naive_quantization(full: nn.Module, config: Config,
         nn.Module: A new model in eval mode.
     """
     model = copy.deepcopy(full)
-    HOOKS.build(fpq_options(config)).convert(model)
+    convert_mm_model(model, recipe_of(config))
     with quiet(model, 0):
         calibrate(model, batches, forward=lambda m, batch: batch.output(m))
     return model

@@ -1,17 +1,18 @@
-"""CSD: channel-wise standardization distillation."""
+"""CSD: channel-wise standardization distillation, equations (15) to (17)."""
 
 from __future__ import annotations
 
 from mmengine.dist import get_world_size
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..options import is_number
+from .base import DistillationLoss, refuse_other_shapes
 from .csd_function import csd
 
 
 @MODELS.register_module()
-class CSDLoss(nn.Module):
+class CSDLoss(DistillationLoss):
     """Distance of student and teacher maps up to a per-channel affine map.
 
     Each map is standardized per channel, ``(z - mean) / sqrt(var + eps)``
@@ -44,7 +45,6 @@ class CSDLoss(nn.Module):
     """
 
     label = 'csd'
-    last_layer_only = False
 
     def __init__(self,
                  loss_weight: float = 1.0,
@@ -90,12 +90,12 @@ class CSDLoss(nn.Module):
         Raises:
             ValueError: If the shapes differ.
         """
-        return self.tap(student, teacher, channel_axis)[1]
+        return self.attach(student, teacher, channel_axis)[1]
 
-    def tap(self,
-            student: Tensor,
-            teacher: Tensor,
-            channel_axis: int = 1) -> tuple[Tensor, Tensor]:
+    def attach(self,
+               student: Tensor,
+               teacher: Tensor,
+               channel_axis: int = 1) -> tuple[Tensor, Tensor]:
         """The student's output, for the model to go on with, and the loss.
 
         A model that goes on with the first has its own gradient and the
@@ -108,10 +108,7 @@ class CSDLoss(nn.Module):
         Raises:
             ValueError: If the shapes differ.
         """
-        if student.shape != teacher.shape:
-            raise ValueError(
-                f"the student's output has shape {tuple(student.shape)} and "
-                f"the teacher's {tuple(teacher.shape)}")
+        refuse_other_shapes(student, teacher)
         channel_axis %= student.dim()
         dims = tuple(d for d in range(student.dim()) if d != channel_axis)
         if self.statistics == 'space' and len(dims) > 1:

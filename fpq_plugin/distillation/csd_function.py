@@ -105,7 +105,7 @@ class CSDFunction(Function):
     """Sum of squared differences of standardized maps, equations (15)-(17).
 
     With n elements a channel, biased moments and e = eps, a channel's sum is
-    ``n [vt/(vt+e) + vs/(vs+e) - 2 cov / sqrt((vt+e)(vs+e))]`` (spec 4).
+    ``n [vt/(vt+e) + vs/(vs+e) - 2 cov / sqrt((vt+e)(vs+e))]``.
     Gradients go to the student's map alone; differentiable twice.
 
     The student's map passes through, so that its two gradients, the loss's

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .._compat.versions import is_compiling
 from ..layers import quantized_layers, route, unroute
 from ..options import matches
+from .base import DistillationLoss
 
 
 class Distiller:
@@ -29,10 +30,8 @@ class Distiller:
     Args:
         student (nn.Module): A converted model.
         teacher (nn.Module): The full-precision model with the same names.
-        criterion (nn.Module | Sequence[nn.Module]): The loss of one layer,
-            or several that are added up. Each has :meth:`CSDLoss.tap`, or is
-            called as :class:`CSDLoss` is, and has its ``label`` and
-            ``last_layer_only``.
+        criterion (DistillationLoss | Sequence[DistillationLoss]): The loss
+            of one layer, or several that are added up.
         run_teacher (Callable, optional): Called as ``run_teacher(teacher,
             args, kwargs)`` with the student's arguments. Defaults to None:
             ``teacher(*args, **kwargs)``.
@@ -42,6 +41,9 @@ class Distiller:
             Defaults to ``warnings.warn``.
         skip (Sequence[str]): Name patterns of layers that are not to be
             distilled.
+        own_hooks (bool): Whether the student's forward begins and ends the
+            comparison. False leaves :meth:`begin` and :meth:`end` to the
+            caller, who has more to do around a forward. Defaults to True.
 
     Raises:
         ValueError: If the student has no quantized layer, or the teacher
@@ -61,12 +63,13 @@ class Distiller:
     def __init__(self,
                  student: nn.Module,
                  teacher: nn.Module,
-                 criterion: nn.Module | Sequence[nn.Module],
+                 criterion: DistillationLoss | Sequence[DistillationLoss],
                  run_teacher: Callable[[nn.Module, tuple, dict], Any]
                  | None = None,
                  condition: Callable[[dict], bool] | None = None,
                  warn: Callable[[str], Any] = warnings.warn,
-                 skip: Sequence[str] = ()) -> None:
+                 skip: Sequence[str] = (),
+                 own_hooks: bool = True) -> None:
         self.teacher = teacher
         self.criteria = ([criterion] if isinstance(criterion, nn.Module) else
                          list(criterion))
@@ -100,10 +103,15 @@ class Distiller:
                              f'{", ".join(missing[:5])} to distill from')
         teacher.eval()
         teacher.requires_grad_(False)
-        self._handles = [
-            student.register_forward_pre_hook(self._start, with_kwargs=True),
-            student.register_forward_hook(self._stop, always_call=True),
-        ]
+        self._handles = []
+        if own_hooks:
+            self._handles += [
+                student.register_forward_pre_hook(
+                    self.begin, with_kwargs=True),
+                student.register_forward_hook(
+                    lambda student, args, output: self.end(output),
+                    always_call=True),
+            ]
         skipped = {
             name: pattern
             for pattern in skip for name in layers if matches(name, pattern)
@@ -170,7 +178,14 @@ class Distiller:
         """Whether the last training forward compared any layer."""
         return bool(self._losses)
 
-    def _start(self, student: nn.Module, args: tuple, kwargs: dict) -> None:
+    def begin(self, student: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Run the teacher, before a training forward of the student.
+
+        Args:
+            student (nn.Module): The student.
+            args (tuple): Its positional arguments.
+            kwargs (dict): Its keyword arguments.
+        """
         if not student.training or not torch.is_grad_enabled():
             return
         if self._condition is not None and not self._condition(kwargs):
@@ -183,12 +198,16 @@ class Distiller:
                 self._maps.clear()
                 self._run_teacher(self.teacher, args, kwargs)
 
-    def _stop(self, student: nn.Module, args: tuple, output: Any) -> None:
+    def end(self, output: Any) -> None:
+        """Take the losses, after a forward of the student.
+
+        Args:
+            output (Any): What it returned; None: it raised an error.
+        """
         taken, self._taken = self._taken, []
         active, self._active = self._active, False
         more = {name for name, maps in self._maps.items() if maps}
         self._maps.clear()
-        # None: the forward raised an error.
         if not active or output is None:
             return
         called = {name for (_, name), *_ in taken}
@@ -276,21 +295,19 @@ class Distiller:
             criterion for criterion in self.criteria
             if name == self._last or not criterion.last_layer_only
         ]
-        tapped = [
-            criterion for criterion in criteria
-            if values is output and hasattr(criterion, 'tap')
-        ]
         losses = []
-        for criterion in tapped:
-            out, loss = criterion.tap(values if out is None else out,
-                                      teacher_map, axis)
-            losses.append((criterion, loss))
-        if cloned and tapped:
+        for criterion in criteria:
+            if values is output and _overrides_attach(criterion):
+                out, loss = criterion.attach(values if out is None else out,
+                                             teacher_map, axis)
+                losses.append((criterion, loss))
+        if cloned and losses:
             out = out.clone()
         elif cloned:
             values = values.clone()
+        taken = [criterion for criterion, _ in losses]
         losses += [(criterion, criterion(values, teacher_map, axis))
-                   for criterion in criteria if criterion not in tapped]
+                   for criterion in criteria if criterion not in taken]
         self._taken += [((criterion.label, name), values, _version(values),
                          loss) for criterion, loss in losses]
         return out
@@ -304,6 +321,11 @@ class Distiller:
 def _values(output: Any) -> Tensor:
     """A layer's output; of a tensor that carries its scale, the values."""
     return getattr(output, 'value', output)
+
+
+def _overrides_attach(criterion: DistillationLoss) -> bool:
+    """Whether the model is to go on with what ``attach`` returns."""
+    return type(criterion).attach is not DistillationLoss.attach
 
 
 def _version(output: Tensor) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..options import is_number
+from .base import DistillationLoss, refuse_other_shapes
 
 
 @MODELS.register_module()
-class LogitKD(nn.Module):
+class LogitKD(DistillationLoss):
     """Hinton's distillation of the last layer's output.
 
     ``T^2 KL(softmax(z_t / T) || softmax(z_s / T))``, the mean over all
@@ -68,10 +69,7 @@ class LogitKD(nn.Module):
         Raises:
             ValueError: If the shapes differ.
         """
-        if student.shape != teacher.shape:
-            raise ValueError(
-                f"the student's output has shape {tuple(student.shape)} and "
-                f"the teacher's {tuple(teacher.shape)}")
+        refuse_other_shapes(student, teacher)
         own, other = (
             F.log_softmax(z.float() / self.temperature, channel_axis)
             for z in (student, teacher.detach()))

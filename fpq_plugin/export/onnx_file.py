@@ -14,7 +14,7 @@ from torch import nn
 
 from .._compat.restoring import kept_modes
 from ..layers import quantized_layers
-from ..options import OFF_BITS
+from ..options import FLOAT_BITS
 from ..version import __version__
 from .build import build_float_onnx, build_onnx
 from .parity import Batch, measure_parity
@@ -26,7 +26,7 @@ def exported_layers(model: nn.Module) -> tuple[ExportedLayer, ...]:
     """The model's quantized layers with their bits."""
 
     def bits(quantizer: nn.Module | None) -> int:
-        return OFF_BITS if quantizer is None else quantizer.num_bits
+        return FLOAT_BITS if quantizer is None else quantizer.num_bits
 
     return tuple(
         ExportedLayer(name, bits(layer.weight_quantizer),

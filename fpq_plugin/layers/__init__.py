@@ -14,9 +14,11 @@ from .conv_linear import (
 )
 from .quantized_layer import (
     QuantizedLayer,
+    allow_reparameterizing,
     quantizable_types,
     quantized_layers,
     quantized_type,
+    refuse_reparameterizing,
     register_layer,
 )
 from .routing import (
@@ -32,7 +34,8 @@ __all__ = [
     'QuantizedConv2d', 'QuantizedConv3d', 'QuantizedConvTranspose1d',
     'QuantizedConvTranspose2d', 'QuantizedConvTranspose3d',
     'QuantizedInProjection', 'QuantizedLayer', 'QuantizedLinear',
-    'get_backend', 'quantizable_types', 'quantized_layers', 'quantized_type',
+    'allow_reparameterizing', 'get_backend', 'quantizable_types',
+    'quantized_layers', 'quantized_type', 'refuse_reparameterizing',
     'register_attention', 'register_backend', 'register_layer',
     'register_weight_reader', 'route', 'route_attention', 'unroute'
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,7 +28,7 @@ class QuantizedLayer(nn.Module):
                 return self._conv_forward(x, weight, self.bias)
 
     Attributes:
-        channel_axis (int): Channel axis of the output, for CSD (spec 4).
+        channel_axis (int): Channel axis of the output, for distillation.
         weight_axis (int): Output channels' axis of the weight. Defaults to 0.
         own_forward (bool): Whether :meth:`forward` is that of the float type,
             which may transform the weight before it is quantized. Defaults to
@@ -222,3 +222,35 @@ def derived_type(layer: nn.Module, backend: Backend) -> type | None:
                 __module__=__name__,
                 float_type=kind))
     return backend.derived[kind]
+
+
+_FUSING_METHOD = 'switch_to_deploy'
+
+
+def refuse_reparameterizing(model: nn.Module) -> None:
+    """Make fusing the branches of quantized blocks an error.
+
+    The blocks' own method reads the branches' latent weights and makes a
+    plain convolution of them, without a word of the quantizers.
+
+    Args:
+        model (nn.Module): A converted model.
+    """
+    for module in model.modules():
+        if hasattr(type(module), _FUSING_METHOD) and quantized_layers(module):
+            vars(module).setdefault(_FUSING_METHOD, _refuse_to_fuse)
+
+
+def allow_reparameterizing(model: nn.Module) -> None:
+    """Undo :func:`refuse_reparameterizing`."""
+    for module in model.modules():
+        if vars(module).get(_FUSING_METHOD) is _refuse_to_fuse:
+            del vars(module)[_FUSING_METHOD]
+
+
+def _refuse_to_fuse(*args: object, **kwargs: object) -> NoReturn:
+    raise RuntimeError(
+        f'{_FUSING_METHOD}: the branches are quantized, each with its own '
+        'steps, and fusing them would drop that. Fuse the full-precision '
+        'model and train that with FPQ, or take the quantizers off by '
+        'fpq_plugin.to_float')

@@ -8,7 +8,7 @@ routed attention's products of activations can be quantized too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,39 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from .attention_products import AttentionProducts, ProductCalls
 
-_READERS = {
-    'mmpretrain.models.utils.attention.BEiTAttention',
-    'mmpretrain.models.utils.attention.CrossMultiheadAttention',
-    'mmpretrain.models.utils.attention.WindowMSAV2',
-    'mmseg.models.backbones.beit.BEiTAttention',
-    'torch.nn.modules.activation.MultiheadAttention',
-}
-_ATTENTION = {
-    'mmdet.models.backbones.swin.WindowMSA',
-    'mmpretrain.models.backbones.davit.ChannelAttention',
-    'mmpretrain.models.backbones.davit.DaViTWindowMSA',
-    'mmpretrain.models.backbones.efficientformer.AttentionWithBias',
-    'mmpretrain.models.backbones.hivit.Attention',
-    'mmpretrain.models.backbones.levit.Attention',
-    'mmpretrain.models.backbones.levit.AttentionSubsample',
-    'mmpretrain.models.backbones.mvit.MultiScaleAttention',
-    'mmpretrain.models.backbones.twins.LocallyGroupedSelfAttention',
-    'mmpretrain.models.backbones.vit_eva02.AttentionWithRoPE',
-    'mmpretrain.models.backbones.vit_sam.Attention',
-    'mmpretrain.models.backbones.xcit.ClassAttntion',
-    'mmpretrain.models.backbones.xcit.XCA',
-    'mmpretrain.models.utils.attention.BEiTAttention',
-    'mmpretrain.models.utils.attention.ChannelMultiheadAttention',
-    'mmpretrain.models.utils.attention.CrossMultiheadAttention',
-    'mmpretrain.models.utils.attention.LeAttention',
-    'mmpretrain.models.utils.attention.MultiheadAttention',
-    'mmpretrain.models.utils.attention.WindowMSA',
-    'mmpretrain.models.utils.attention.WindowMSAV2',
-    'mmseg.models.backbones.beit.BEiTAttention',
-    'mmseg.models.backbones.swin.WindowMSA',
-    'mmseg.models.backbones.twins.LocallyGroupedSelfAttention',
-    'torch.nn.modules.activation.MultiheadAttention',
-}
+# By dotted name: no package need be imported to be known.
+_READERS = {'torch.nn.modules.activation.MultiheadAttention'}
+_ATTENTION = {'torch.nn.modules.activation.MultiheadAttention'}
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}
 
 
@@ -100,6 +70,18 @@ def register_attention(kind: type[nn.Module]) -> type[nn.Module]:
     """
     _ATTENTION.add(_path(kind))
     return kind
+
+
+def register_names(weight_readers: Iterable[str],
+                   attention: Iterable[str]) -> None:
+    """Register classes by dotted name, whether or not they are installed.
+
+    Args:
+        weight_readers (Iterable[str]): As :func:`register_weight_reader`.
+        attention (Iterable[str]): As :func:`register_attention`.
+    """
+    _READERS.update(weight_readers)
+    _ATTENTION.update(attention)
 
 
 class RoutedModule(nn.Module):

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from mmengine.dist import broadcast, is_main_process
 from mmengine.runner import Runner
-from mmengine.utils import ProgressBar
+from rich.console import Console
+from rich.progress import track
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from .._compat.restoring import same_randomness
 from ..calibrate import calibrate, uninitialized
-from ..options import refuse_unknown
-from ..quantizers import Quantizer
+from ..quantizers import named_quantizers
 from .model_families import calibration_forward, forward_loss
 
 
@@ -54,69 +54,46 @@ def calibration_batches(loader: DataLoader, num_images: int, seed: int,
         Subset(dataset, order[:num_images].tolist()),
         batch_size=batch_size,
         collate_fn=loader.collate_fn)
-    bar = ProgressBar(len(batches)) if progress else None
-    for batch in batches:
-        yield batch
-        if bar is not None:
-            bar.update()
-    if bar is not None:
-        bar.file.write('\n')
+    yield from track(batches, 'drawing images', console=Console(stderr=True),
+                     disable=not progress)
 
 
-DEFAULT_CALIBRATION = dict(num_images=100)
-
-
-class RunCalibration:
-    """Sets the first steps and zero points before a Runner trains.
+def calibrate_run(runner: Runner, model: nn.Module, num_images: int) -> None:
+    """Set the first steps and zero points before a Runner trains, on rank 0.
 
     Args:
-        options (dict): The hook's ``calibration``.
+        runner (Runner): The runner.
+        model (nn.Module): The student without its wrapper.
+        num_images (int): How many training images.
 
     Raises:
-        TypeError: If it is no dict.
-        ValueError: If an option is unknown or has a wrong value.
+        ValueError: If the training set has fewer, or a range is not finite.
     """
+    start = time.time()
+    runner.logger.info(f'FPQ calibrates on {num_images} training images')
 
-    def __init__(self, options: dict) -> None:
-        if not isinstance(options, dict):
-            raise TypeError(
-                f'fpq.calibration: must be a dict, got {options!r}')
-        refuse_unknown('fpq.calibration', options, list(DEFAULT_CALIBRATION))
-        number = {**DEFAULT_CALIBRATION, **options}['num_images']
-        if (isinstance(number, bool) or not isinstance(number, int)
-                or number < 1):
-            raise ValueError('fpq.calibration.num_images: must be a positive '
-                             f'integer, got {number!r}')
-        self.num_images = number
-
-    def run(self, runner: Runner, model: nn.Module) -> None:
-        """Calibrate ``model``, the student without its wrapper, on rank 0."""
-        start = time.time()
-        runner.logger.info(f'FPQ calibrates on {self.num_images} training '
-                           'images')
-        if is_main_process():
-            self._observe(runner, model, calibration_forward(model))
-        _broadcast_quantizers(model)
-        if uninitialized(model):
-            # Auxiliary heads and the like. On all ranks, since a loss may
-            # hold collectives; rank 0's result counts.
-            self._observe(runner, model, forward_loss, training=True)
-            _broadcast_quantizers(model)
-        runner.logger.info(f'FPQ calibrated in {time.time() - start:.1f} s')
-
-    def _observe(self, runner: Runner, model: nn.Module, forward: Callable,
-                 training: bool = False) -> None:
+    def observe(forward: Callable, training: bool = False) -> None:
         batches = calibration_batches(
             runner.train_dataloader,
-            self.num_images,
+            num_images,
             runner.seed or 0,
             progress=is_main_process())
         with same_randomness():
             calibrate(model, batches, forward, lambda _: None, training)
 
+    if is_main_process():
+        observe(calibration_forward(model))
+    _broadcast_quantizers(model)
+    if uninitialized(model):
+        # Auxiliary heads and the like. On all ranks, since a loss may hold
+        # collectives; rank 0's result counts.
+        observe(forward_loss, training=True)
+        _broadcast_quantizers(model)
+    runner.logger.info(f'FPQ calibrated in {time.time() - start:.1f} s')
+
 
 def _broadcast_quantizers(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, Quantizer):
-            for tensor in module.state_dict().values():
-                broadcast(tensor)
+    for quantizer in named_quantizers(model).values():
+        for tensor in quantizer.state_dict().values():
+            broadcast(tensor)
+        quantizer.read_stage()

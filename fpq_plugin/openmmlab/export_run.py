@@ -6,7 +6,7 @@ import os
 import os.path as osp
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine import Config
@@ -17,10 +17,12 @@ from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 
 from .._compat.restoring import kept_modes
-from ..export import ExportReport, export_onnx
-from ..export.onnx_file import TOLERANCE
-from ..export.parity import Batch
+from ..recipe import Recipe
 from .inference import load_model
+
+if TYPE_CHECKING:  # the export needs onnx, which a training may lack
+    from ..export import ExportReport
+    from ..export.parity import Batch
 
 
 def ordered_images(cfg: Config) -> DataLoader:
@@ -97,7 +99,7 @@ def export_checkpoint(config: str | Config,
                       checkpoint: str,
                       path: str | os.PathLike,
                       images: int = IMAGES,
-                      tolerance: float = TOLERANCE,
+                      tolerance: float = 0.1,
                       loader: DataLoader | None = None,
                       unsigned_weights: bool | None = None) -> ExportReport:
     """Write a trained checkpoint as ONNX, compared on its test images.
@@ -124,6 +126,8 @@ def export_checkpoint(config: str | Config,
         ParityError: If the exported model answers otherwise.
         FileNotFoundError: If the checkpoint or the file's folder is missing.
     """
+    from ..export import export_onnx
+
     model = load_model(config, checkpoint)
     source = dict(checkpoint=os.path.basename(checkpoint))
     if model._config.filename is not None:
@@ -141,18 +145,17 @@ class ExportAtEnd:
     with the weights of an EMA if there is one.
 
     Args:
-        file (str, optional): The file to write, in the work directory unless
-            absolute; None: no export.
-        active (bool): Whether the run quantizes anything.
+        recipe (Recipe): The options; ``export`` is the file to write, in the
+            work directory unless absolute; None: no export.
 
     Raises:
-        TypeError: If ``file`` is not a path.
+        TypeError: If ``export`` is not a path.
         ValueError: If it does not end in ``.onnx``, or nothing is quantized.
         ImportError: If onnx or onnxruntime is not installed.
     """
 
-    def __init__(self, file: str | None, active: bool) -> None:
-        self.file = file
+    def __init__(self, recipe: Recipe) -> None:
+        self.file = file = recipe.export
         if file is None:
             return
         if not isinstance(file, str):
@@ -161,7 +164,7 @@ class ExportAtEnd:
         if not file.endswith('.onnx'):
             raise ValueError('fpq.export: must end in .onnx, got '
                              f'{file!r}')
-        if not active:
+        if recipe.is_float():
             raise ValueError('fpq.export: nothing to export, weight and '
                              'activation are float. Set export=None.')
         missing = [n for n in ('onnx', 'onnxruntime') if find_spec(n) is None]

@@ -2,52 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..quantizers import Quantizer
+from ..quantizers import named_quantizers
 from ..state import first_few
 
 # Sums of squares of larger values leave float32 in an ordinary map.
 HUGE = 1e15
 
 
-class NonFiniteGuard:
-    """Raises as soon as a training forward's losses are not finite.
+def non_finite(losses: Mapping[str, Any]) -> list[str]:
+    """Names of losses that are not finite."""
+    return [name for name, value in losses.items() if not _finite(value)]
 
-    That is before the backward and the step, so the weights are those of the
-    last good iteration. The layer is found by running the forward again with
-    a look at every module's output.
+
+def explain_non_finite(names: Sequence[str], model: nn.Module, args: tuple,
+                       kwargs: dict) -> str:
+    """What to say of losses that are not finite.
+
+    The layer is found by running the forward again with a look at every
+    module's output.
 
     Args:
-        model (nn.Module): A model whose training forward returns a dict of
-            losses.
+        names (Sequence[str]): Names of the losses.
+        model (nn.Module): The model; the backward and the step have not
+            been taken, so the weights are those of the last good iteration.
+        args (tuple): Positional arguments of the forward.
+        kwargs (dict): Keyword arguments of the forward.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._handle = model.register_forward_hook(
-            self._check, with_kwargs=True)
-
-    def detach(self) -> None:
-        """Remove the hook."""
-        self._handle.remove()
-
-    def _check(self, model: nn.Module, args: tuple, kwargs: dict,
-               losses: Any) -> None:
-        if not model.training or not isinstance(losses, dict):
-            return
-        bad = [name for name, value in losses.items() if not _finite(value)]
-        if bad:
-            self.detach()
-            raise FloatingPointError(
-                f'{", ".join(bad)} is not finite. '
-                f'{first_non_finite(model, args, kwargs)} The checkpoints '
-                'written so far are good: resume from the last one with a '
-                'lower learning rate, or, where steps of quantizers run away, '
-                'with scale_lr_mult=0.1.')
+    return (f'{", ".join(names)} is not finite. '
+            f'{first_non_finite(model, args, kwargs)} The checkpoints written '
+            'so far are good: resume from the last one with a lower learning '
+            'rate, or, where steps of quantizers run away, with '
+            'scale_lr_mult=0.1.')
 
 
 @torch.no_grad()
@@ -142,7 +133,24 @@ class RunawaySteps:
     def _steps(self) -> dict[str, float]:
         """Each quantizer's step, of several channels the largest."""
         return {
-            name: float(module.step().max())
-            for name, module in self._model.named_modules()
-            if isinstance(module, Quantizer) and module.has_step()
+            name: float(quantizer.step().max())
+            for name, quantizer in named_quantizers(self._model).items()
+            if quantizer.has_step()
         }
+
+
+def refuse_non_finite(model: nn.Module) -> None:
+    """Refuse to save a model with a parameter that is not finite.
+
+    Raises:
+        FloatingPointError: Naming the parameters.
+    """
+    bad = [
+        name for name, parameter in model.named_parameters()
+        if not torch.isfinite(parameter).all()
+    ]
+    if bad:
+        raise FloatingPointError(
+            f'not saved: the parameter {first_few(bad)} is not finite. '
+            'The checkpoints written so far are good: resume from the '
+            'last one with a lower learning rate.')

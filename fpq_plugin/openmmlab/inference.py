@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from mmengine import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import HOOKS, MODELS, init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from .._compat.safe_loading import load_file
@@ -19,6 +18,8 @@ from ..state import (
     refuse_other_architecture,
     refuse_other_quantization,
 )
+from .config_checks import recipe_of
+from .model_families import convert_mm_model
 
 
 def load_model(config: str | Config,
@@ -49,13 +50,12 @@ def load_model(config: str | Config,
     if cfg.get('data_preprocessor') is not None:
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
     model = revert_sync_batchnorm(MODELS.build(model_cfg))
-    options = fpq_options(cfg)
-    hook = None if options is None else HOOKS.build(options)
+    recipe = recipe_of(cfg)
     content = load_file(checkpoint)
     state = bare_state(content)
     what = f'the checkpoint {checkpoint!r}'
-    if hook is not None and hook.active:
-        hook.convert(model)
+    if recipe is not None and not recipe.is_float():
+        convert_mm_model(model, recipe)
         refuse_other_quantization(
             model, state, what,
             'Use the config that the model was trained with.')
@@ -65,17 +65,3 @@ def load_model(config: str | Config,
     model._config = cfg
     model._dataset_meta = content.get('meta', {}).get('dataset_meta')
     return model.to(device).eval()
-
-
-def fpq_options(cfg: Config) -> dict | None:
-    """The config's FPQHook, as it is written there; None if it has none."""
-    hooks = list((cfg.get('default_hooks') or {}).values())
-    hooks += cfg.get('custom_hooks') or []
-    return next(filter(is_fpq_hook, hooks), None)
-
-
-def is_fpq_hook(options: Any) -> bool:
-    """Whether these are a config's options of an FPQHook, however named."""
-    kind = options.get('type', '') if isinstance(options, dict) else ''
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    return name.rpartition('.')[2] == 'FPQHook'

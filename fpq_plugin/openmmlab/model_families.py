@@ -1,15 +1,60 @@
-"""What FPQ knows of OpenMMLab's models: the families that need care."""
+"""What FPQ knows of OpenMMLab's models: the families that need care.
+
+Layers behind a model's own proposals, self-supervised models, the forward
+mode in which a model is run, attention modules that have to be routed, and
+the wrappers around a model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from mmengine.model import BaseAveragedModel
+from mmengine.model import (
+    BaseAveragedModel,
+    BaseTTAModel,
+    is_model_wrapper,
+)
 from torch import nn
 
 from .._compat.restoring import same_randomness
-from ..layers import Backend, quantized_type
+from ..layer_table import LayerTable
+from ..layers import Backend, get_backend, quantized_type
+from ..layers.routing import register_names
+from ..recipe import Recipe
+
+register_names(
+    weight_readers=[
+        'mmpretrain.models.utils.attention.BEiTAttention',
+        'mmpretrain.models.utils.attention.CrossMultiheadAttention',
+        'mmpretrain.models.utils.attention.WindowMSAV2',
+        'mmseg.models.backbones.beit.BEiTAttention',
+    ],
+    attention=[
+        'mmdet.models.backbones.swin.WindowMSA',
+        'mmpretrain.models.backbones.davit.ChannelAttention',
+        'mmpretrain.models.backbones.davit.DaViTWindowMSA',
+        'mmpretrain.models.backbones.efficientformer.AttentionWithBias',
+        'mmpretrain.models.backbones.hivit.Attention',
+        'mmpretrain.models.backbones.levit.Attention',
+        'mmpretrain.models.backbones.levit.AttentionSubsample',
+        'mmpretrain.models.backbones.mvit.MultiScaleAttention',
+        'mmpretrain.models.backbones.twins.LocallyGroupedSelfAttention',
+        'mmpretrain.models.backbones.vit_eva02.AttentionWithRoPE',
+        'mmpretrain.models.backbones.vit_sam.Attention',
+        'mmpretrain.models.backbones.xcit.ClassAttntion',
+        'mmpretrain.models.backbones.xcit.XCA',
+        'mmpretrain.models.utils.attention.BEiTAttention',
+        'mmpretrain.models.utils.attention.ChannelMultiheadAttention',
+        'mmpretrain.models.utils.attention.CrossMultiheadAttention',
+        'mmpretrain.models.utils.attention.LeAttention',
+        'mmpretrain.models.utils.attention.MultiheadAttention',
+        'mmpretrain.models.utils.attention.WindowMSA',
+        'mmpretrain.models.utils.attention.WindowMSAV2',
+        'mmseg.models.backbones.beit.BEiTAttention',
+        'mmseg.models.backbones.swin.WindowMSA',
+        'mmseg.models.backbones.twins.LocallyGroupedSelfAttention',
+    ])
 
 # Decoders of detection transformers whose queries are the encoder's best.
 _PICKED_QUERIES = ('decoder', 'bbox_head', 'pos_trans_fc')
@@ -67,7 +112,7 @@ def is_self_supervised(model: nn.Module) -> bool:
                for kind in type(model).__mro__)
 
 
-def targets(model: nn.Module, backend: Backend) -> list[str]:
+def layers_of_targets(model: nn.Module, backend: Backend) -> list[str]:
     """Patterns of the layers that make a self-supervised model's targets.
 
     They are not what is trained or shipped, so they stay as they are.
@@ -166,3 +211,31 @@ def _run_loss_mode(teacher: nn.Module, args: tuple, kwargs: dict) -> Any:
     # A mask that the student draws must be the teacher's as well.
     with same_randomness():
         return teacher(*args, **kwargs)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model in MMEngine's wrappers: data-parallel, test-time averaging."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
+def convert_mm_model(model: nn.Module, recipe: Recipe) -> LayerTable:
+    """Quantize one of OpenMMLab's models in place.
+
+    What makes a self-supervised model's targets stays float.
+
+    Args:
+        model (nn.Module): The model, without a wrapper.
+        recipe (Recipe): The options.
+
+    Returns:
+        LayerTable: One row for each layer with a weight of two or more axes.
+
+    Raises:
+        ValueError: If the model averages its own weights, or as
+            :meth:`~fpq_plugin.Recipe.convert`.
+    """
+    refuse_averaged(model)
+    return recipe.convert(
+        model, layers_of_targets(model, get_backend(recipe.backend)))

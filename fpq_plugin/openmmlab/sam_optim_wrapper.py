@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from pytorch_optimizer import SAM
@@ -16,6 +15,8 @@ from pytorch_optimizer.optimizer.utils import (
     enable_running_stats,
 )
 from torch import Tensor, nn
+
+from .model_families import unwrap
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -80,10 +81,7 @@ class SAMOptimWrapper(OptimWrapper):
             losses = self._model(*args, **kwargs)
         finally:
             enable_running_stats(self._model)
-        inner = self._model
-        while is_model_wrapper(inner):
-            inner = inner.module
-        self.backward(inner.parse_losses(losses)[0])
+        self.backward(unwrap(self._model).parse_losses(losses)[0])
         self._return_to_old_weights()
         self.step(**(step_kwargs or {}))
         self.zero_grad(**(zero_kwargs or {}))

@@ -141,13 +141,15 @@ def save_teacher(teacher: nn.Module, path: str) -> None:
         os.replace(part, path)
 
 
-class RunTeacher:
+class TeacherOfRun:
     """Knows which weights the teacher has, across stops and resumes.
 
     Args:
         path (str, optional): The hook's ``teacher``, a checkpoint.
 
     Attributes:
+        fills_student (bool): Whether ``path`` alone gives the student its
+            weights.
         model (nn.Module): The teacher, after :meth:`copy`.
         record (dict): What a checkpoint says of it: ``mark``, the weights'
             fingerprint, and ``path``, where they are.
@@ -155,9 +157,30 @@ class RunTeacher:
 
     def __init__(self, path: str | None) -> None:
         self.path = path
+        self.fills_student = False
         self.model: Any = None
         self.record: Any = None
         self._loaded: Any = None
+
+    def require_start(self, runner: Runner, model: nn.Module) -> None:
+        """Refuse a run that would start from random weights.
+
+        Args:
+            runner (Runner): The runner, before it loads anything.
+            model (nn.Module): Its model.
+
+        Raises:
+            ValueError: If there are no full-precision weights, or the file
+                named is missing or no checkpoint; the message names the key.
+        """
+        if not runner._has_loaded:
+            self.fills_student = starts_from_teacher(runner, model, self.path)
+
+    def fill_student(self, runner: Runner, model: nn.Module) -> None:
+        """Give the student the weights that nothing else gave it."""
+        if self.fills_student and self.path is not None:
+            runner.logger.info('FPQ: the student starts from fpq.teacher')
+            fill_from_file(model, self.path, 'fpq.teacher')
 
     def copy(self, model: nn.Module) -> None:
         """Take ``model``'s structure; read a named checkpoint right away.

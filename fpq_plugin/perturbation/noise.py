@@ -11,31 +11,7 @@ from torch import Tensor, nn
 
 from .._compat.versions import HAS_CUSTOM_OPS, is_compiling
 from ..options import is_number
-from . import noise as perturb_op
 from .noise_clock import NoiseClock, in_backward, mix
-
-_layers: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
-_numbers = count()
-
-
-def enlist(perturbation: nn.Module) -> int:
-    """The number under which the operator finds this module."""
-    number = next(_numbers)
-    _layers[number] = perturbation
-    return number
-
-
-def _perturb(x: Tensor, step: Tensor, number: int) -> Tensor:
-    out = _layers[number].perturb_now(x, step)
-    return x.clone() if out is x else out
-
-
-if HAS_CUSTOM_OPS:
-    perturb = torch.library.custom_op(
-        'fpq::perturb', _perturb, mutates_args=(),
-        schema='(Tensor x, Tensor step, int number) -> Tensor')
-    perturb.register_fake(lambda x, step, number: torch.empty_like(x))
-    perturb.register_autograd(lambda ctx, grad: (grad, None, None))
 
 
 @MODELS.register_module()
@@ -81,21 +57,21 @@ class StochasticFeaturePerturbation(nn.Module):
         self.p = p
         self.where = where
         self.granularity = granularity
-        self.place(NoiseClock(), 0)
-        self._number = perturb_op.enlist(self)
+        self.set_clock(NoiseClock(), 0)
+        self._number = _number_of(self)
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
-        self._number = perturb_op.enlist(self)  # a copy's own
+        self._number = _number_of(self)  # a copy's own
 
-    def place(self, clock: NoiseClock, layer: int) -> None:
+    def set_clock(self, clock: NoiseClock, layer: int) -> None:
         """Give the draws their clock and the layer's number in the model."""
         self.clock = clock
         self.layer = layer
-        self._seeks: int | None = None
-        self._ticks: int | None = None
+        self._iteration: int | None = None
+        self._forward: int | None = None
         self._calls = 0  # in this iteration
-        self._calls_now = 0  # in this forward
+        self._calls_in_forward = 0  # in this forward
 
     def forward(self, x: Tensor, quantizer: nn.Module) -> Tensor:
         """Quantize ``x`` with ``quantizer`` and perturb it.
@@ -123,7 +99,7 @@ class StochasticFeaturePerturbation(nn.Module):
 
     def _perturbed(self, x: Tensor, step: Tensor) -> Tensor:
         if is_compiling() and HAS_CUSTOM_OPS:
-            return perturb_op.perturb(x, step, self._number)
+            return _perturb_in_graph(x, step, self._number)
         return self.perturb_now(x, step)
 
     def perturb_now(self, x: Tensor, step: Tensor) -> Tensor:
@@ -159,21 +135,21 @@ class StochasticFeaturePerturbation(nn.Module):
             RuntimeError: If the layer was called more than once in that
                 forward: which call is run again cannot be told.
         """
-        if in_backward() and self._calls_now:
-            if self._calls_now > 1:
+        if in_backward() and self._calls_in_forward:
+            if self._calls_in_forward > 1:
                 raise RuntimeError(
                     'activation checkpointing runs a perturbed layer again '
-                    f'that was called {self._calls_now} times in one forward; '
-                    'set perturbation=None for it in overrides')
+                    f'that was called {self._calls_in_forward} times in one '
+                    'forward; set perturbation=None for it in overrides')
             return self._calls - 1
-        if self._seeks != self.clock.seeks:
-            self._seeks = self.clock.seeks
+        if self._iteration != self.clock.iterations:
+            self._iteration = self.clock.iterations
             self._calls = 0
-        if self._ticks != self.clock.ticks:
-            self._ticks = self.clock.ticks
-            self._calls_now = 0
+        if self._forward != self.clock.forwards:
+            self._forward = self.clock.forwards
+            self._calls_in_forward = 0
         self._calls += 1
-        self._calls_now += 1
+        self._calls_in_forward += 1
         return self._calls - 1
 
     def extra_repr(self) -> str:
@@ -205,7 +181,31 @@ class StochasticWeightPerturbation(StochasticFeaturePerturbation):
         super().__init__(p, where)
 
     def step_along(self, quantizer: nn.Module, x: Tensor) -> Tensor:
-        shape = [1] * x.dim()
-        if quantizer.is_per_channel:
-            shape[quantizer.ch_axis] = -1
-        return quantizer.step().view(shape)
+        return quantizer.along_channels(quantizer.step(), x)
+
+
+# Whether and what noise a call draws is decided anew each time; traced as
+# Python it would break a graph of torch.compile, or be frozen into it. There
+# SFP is one operator, which finds its module by number.
+_layers: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
+_numbers = count()
+
+
+def _number_of(perturbation: nn.Module) -> int:
+    number = next(_numbers)
+    _layers[number] = perturbation
+    return number
+
+
+def _perturb_by_number(x: Tensor, step: Tensor, number: int) -> Tensor:
+    out = _layers[number].perturb_now(x, step)
+    return x.clone() if out is x else out
+
+
+if HAS_CUSTOM_OPS:
+    _perturb_in_graph = torch.library.custom_op(
+        'fpq::perturb', _perturb_by_number, mutates_args=(),
+        schema='(Tensor x, Tensor step, int number) -> Tensor')
+    _perturb_in_graph.register_fake(
+        lambda x, step, number: torch.empty_like(x))
+    _perturb_in_graph.register_autograd(lambda ctx, grad: (grad, None, None))

@@ -30,26 +30,26 @@ class NoiseClock:
         seed (int): The run's seed. Defaults to 0.
         rank (int): The process's rank: ranks draw different noise.
         iteration (int): The training iteration. Defaults to 0.
-        seeks (int): How often :meth:`seek` was called.
-        ticks (int): How many training forwards have started.
+        iterations (int): How often :meth:`start_iteration` was called.
+        forwards (int): How many training forwards have started.
     """
 
     def __init__(self) -> None:
         self.seed = 0
         self.rank = 0
         self.iteration = 0
-        self.seeks = 0
-        self.ticks = 0
+        self.iterations = 0
+        self.forwards = 0
 
-    def seek(self, iteration: int) -> None:
+    def start_iteration(self, iteration: int) -> None:
         """Go to the start of training iteration ``iteration``."""
         self.iteration = iteration
-        self.seeks += 1
+        self.iterations += 1
 
-    def tick(self, model: torch.nn.Module, args: tuple) -> None:
+    def start_forward(self, model: torch.nn.Module, args: tuple) -> None:
         """Forward pre-hook of the model: the next training forward starts."""
         if model.training:
-            self.ticks += 1
+            self.forwards += 1
 
     def key(self, layer: int, call: int) -> int:
         """64-bit key of ``layer``'s ``call``-th call in this iteration."""

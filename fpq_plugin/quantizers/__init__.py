@@ -4,11 +4,21 @@ from .base_fake_quantize import BaseFakeQuantize
 from .fake_quantize_function import fake_quantize, positive_step
 from .lsq import LSQFakeQuantize, LSQPlusFakeQuantize
 from .pact_dorefa import DoReFaFakeQuantize, PACTFakeQuantize
-from .quantizer import Grid, Quantizer, check_bits
+from .quantizer import (
+    Grid,
+    Quantizer,
+    Stage,
+    along_channels,
+    check_bits,
+    full_precision,
+    named_quantizers,
+    observing,
+)
 from .torch_ao import TorchAOFakeQuantize
 
 __all__ = [
     'BaseFakeQuantize', 'DoReFaFakeQuantize', 'Grid', 'LSQFakeQuantize',
-    'LSQPlusFakeQuantize', 'PACTFakeQuantize', 'Quantizer',
-    'TorchAOFakeQuantize', 'check_bits', 'fake_quantize', 'positive_step'
+    'LSQPlusFakeQuantize', 'PACTFakeQuantize', 'Quantizer', 'Stage',
+    'TorchAOFakeQuantize', 'along_channels', 'check_bits', 'fake_quantize',
+    'full_precision', 'named_quantizers', 'observing', 'positive_step'
 ]

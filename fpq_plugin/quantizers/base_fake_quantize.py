@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.ao.quantization import FakeQuantizeBase
 
-from .quantizer import Grid, Quantizer
+from .fake_quantize_function import fake_quantize
+from .quantizer import Grid, Quantizer, Stage
 
 OBSERVERS = ('min_max', 'mse')
 
@@ -34,7 +35,7 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
             Defaults to None: taken from the first tensor (the torch.ao
             ``QConfig`` case, where the constructor cannot know it).
         observer (str): What a tensor's range is in calibration: 'min_max',
-            the spec's (4) and (5), or 'mse', the share of it that is
+            the paper's (4) and (5), or 'mse', the share of it that is
             quantized with the least mean squared error, which 2-bit
             activations need in nets that min_max makes diverge. Defaults to
             'min_max'.
@@ -165,7 +166,7 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
         step, zero = self._affine(self.min_val, self.max_val)
         self.zero_point.copy_(zero)
         self._set_step(step)
-        self._mark_initialized()
+        self._become(Stage.READY)
         self.reset_observer()
 
     def _set_step(self, step: Tensor) -> None:
@@ -207,9 +208,12 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
     def enable_observer(self, enabled: bool = True) -> None:
         """Switch the observer on, or off; off, its range becomes the step."""
         super().enable_observer(enabled)
-        if self._observing and not enabled and self.was_observed():
-            self.initialize()
-        self._observing = bool(enabled)
+        if enabled:
+            self._stage = Stage.OBSERVING
+        elif self.stage is Stage.OBSERVING:
+            if self.was_observed():
+                self.initialize()
+            self.read_stage()
 
     def extra_repr(self) -> str:
         kind = 'per channel' if self.is_per_channel else 'per tensor'
@@ -224,13 +228,24 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
             tensor.data = tensor.data[:1].repeat(channels)
         self._final_shape = True
 
-    def along_channels(self, value: Tensor, x: Tensor) -> Tensor:
-        """``value`` of shape (1,) or (C,), broadcasting to ``x``."""
-        if not self.is_per_channel:
-            return value
-        shape = [1] * x.dim()
-        shape[self.ch_axis] = -1
-        return value.view(shape)
+    def quantize(self,
+                 x: Tensor,
+                 scale: Tensor,
+                 grad_factor: float = 1.0) -> Tensor:
+        """Quantize and dequantize ``x`` by equation (3), in this grid.
+
+        Args:
+            x (Tensor): Input of any shape.
+            scale (Tensor): Raw scale, (1,) or (C,); the step is its absolute
+                value, 1.2e-7 at least. It gets LSQ's gradient.
+            grad_factor (float): Factor on that gradient. Defaults to 1.0.
+
+        Returns:
+            Tensor: ``x_hat`` of ``x``'s shape and dtype.
+        """
+        return fake_quantize(
+            x, scale, self.zero_point, self.quant_min, self.quant_max,
+            self.ch_axis if self.is_per_channel else None, grad_factor)
 
     def _per_channel(self) -> tuple[Tensor, ...]:
         """The state with one element per channel."""

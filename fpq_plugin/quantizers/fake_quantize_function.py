@@ -1,8 +1,9 @@
 """Uniform fake quantization with a learned step, twice differentiable.
 
-Spec equation (3), ``x_hat = (clip(round(x / s) + z, qmin, qmax) - z) * s``,
-under the straight-through surrogate: ``round(v)`` counts as ``v`` plus a
-constant, ``clip`` passes the gradient where its argument is inside
+Equation (3) of the paper (arXiv 2503.11159),
+``x_hat = (clip(round(x / s) + z, qmin, qmax) - z) * s``, under the
+straight-through surrogate: ``round(v)`` counts as ``v`` plus a constant,
+``clip`` passes the gradient where its argument is inside
 ``[qmin, qmax]``. Then::
 
     d x_hat / d x = 1                    inside,  0            outside
@@ -26,6 +27,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._compat.kernels import CompiledFunction, compiled, constant
+from .quantizer import along_channels
 
 _MOST_ROWS = 2**10
 
@@ -106,14 +108,6 @@ def _memory_format(x: Tensor) -> torch.memory_format | None:
     return None
 
 
-def _along_channels(value: Tensor, x: Tensor, ch_axis: int | None) -> Tensor:
-    if ch_axis is None:
-        return value
-    shape = [1] * x.dim()
-    shape[ch_axis] = -1
-    return value.view(shape)
-
-
 def _run(kernel: CompiledFunction, maps: tuple[Tensor, ...], scale: Tensor,
          zero_point: Tensor, ch_axis: int | None,
          *numbers: float) -> Any:
@@ -127,8 +121,8 @@ def _run(kernel: CompiledFunction, maps: tuple[Tensor, ...], scale: Tensor,
     memory_format = (
         _memory_format(x) if not ch_axis and kernel.pays(x) else None)
     if memory_format is None:
-        return kernel.plain(*maps, _along_channels(scale, x, ch_axis),
-                            _along_channels(zero_point, x, ch_axis), *numbers)
+        return kernel.plain(*maps, along_channels(scale, x, ch_axis),
+                            along_channels(zero_point, x, ch_axis), *numbers)
     rows = (_rows_to_sum(x, scale) if kernel is _gradients else
             scale.numel())
     row = x.numel() // rows
@@ -182,20 +176,20 @@ class _FakeQuantizeBackward(Function):
         quant_min, quant_max, ch_axis, grad_factor = ctx.settings
         with torch.no_grad():
             inside, step_slope = _slopes(
-                x, _along_channels(scale, x, ch_axis),
-                _along_channels(zero_point, x, ch_axis), quant_min, quant_max)
+                x, along_channels(scale, x, ch_axis),
+                along_channels(zero_point, x, ch_axis), quant_min, quant_max)
         out: Any = 0
         if grad_grad_x is not None:
             out = grad_grad_x * inside
         if grad_grad_scale is not None:
             grad_grad_step = grad_grad_scale * _sign(scale) * grad_factor
-            out = out + _along_channels(grad_grad_step, x,
+            out = out + along_channels(grad_grad_step, x,
                                         ch_axis) * step_slope
         return (out.to(x.dtype), ) + (None, ) * 7
 
 
 class FakeQuantizeFunction(Function):
-    """Autograd node of spec equation (3); use :func:`fake_quantize`."""
+    """Autograd node of equation (3); use :func:`fake_quantize`."""
 
     @staticmethod
     def forward(ctx, x, scale, zero_point, quant_min, quant_max, ch_axis,
@@ -224,7 +218,7 @@ def fake_quantize(x: Tensor,
                   quant_max: int,
                   ch_axis: int | None = None,
                   grad_factor: float = 1.0) -> Tensor:
-    """Quantize and dequantize ``x``, spec equation (3), with LSQ's gradients.
+    """Quantize and dequantize ``x`` by equation (3), with LSQ's gradients.
 
     Computes in float32 (float64 for float64 input), also under autocast, and
     returns ``x``'s dtype.

@@ -8,12 +8,12 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .base_fake_quantize import BaseFakeQuantize
-from .fake_quantize_function import fake_quantize, positive_step
+from .fake_quantize_function import positive_step
 
 
 @MODELS.register_module()
 class LSQFakeQuantize(BaseFakeQuantize):
-    """Learned step size quantization (spec 2, equations (3) to (5)).
+    """Learned step size quantization (equations (3) to (5)).
 
     The step is the parameter ``scale``; its gradient carries LSQ's factor
     ``g = 1 / sqrt(n Qp)`` with Qp the highest integer and n the elements that
@@ -51,10 +51,7 @@ class LSQFakeQuantize(BaseFakeQuantize):
         return (max(shared, 1) * self.quant_max)**-0.5
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        return fake_quantize(
-            x, self.scale, self.zero_point, self.quant_min, self.quant_max,
-            self.ch_axis if self.is_per_channel else None,
-            self.grad_factor(x))
+        return self.quantize(x, self.scale, self.grad_factor(x))
 
 
 @MODELS.register_module()

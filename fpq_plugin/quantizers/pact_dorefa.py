@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..options import is_number
 from .base_fake_quantize import BaseFakeQuantize
-from .fake_quantize_function import fake_quantize, positive_step
+from .fake_quantize_function import positive_step
 
 
 @MODELS.register_module()
@@ -72,10 +72,7 @@ class PACTFakeQuantize(BaseFakeQuantize):
             (self.quant_max - self.zero_point) * step, x)
         clipped = torch.clamp(
             x.to(torch.promote_types(x.dtype, step.dtype)), low, high)
-        return fake_quantize(
-            clipped, step.detach(), self.zero_point, self.quant_min,
-            self.quant_max,
-            self.ch_axis if self.is_per_channel else None).to(x.dtype)
+        return self.quantize(clipped, step.detach()).to(x.dtype)
 
 
 @MODELS.register_module()
@@ -153,8 +150,5 @@ class DoReFaFakeQuantize(BaseFakeQuantize):
             with torch.no_grad():
                 self.scale.copy_(step.reshape(-1))
         half = step / 2
-        out = fake_quantize(
-            squeezed - half, step.reshape(-1), self.zero_point,
-            self.quant_min, self.quant_max,
-            self.ch_axis if self.is_per_channel else None) + half
+        out = self.quantize(squeezed - half, step.reshape(-1)) + half
         return out.to(x.dtype)

@@ -1,10 +1,12 @@
-"""The integers behind a fake quantizer's values."""
+"""The seam between FPQ and a fake quantizer of any backend."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 from types import MappingProxyType
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Grid:
-    """Values ``(q - zero_point) * step``, q an integer of a range; spec (3).
+    """Values ``(q - zero_point) * step``, q an integer of a range, eq. (3).
 
     Attributes:
         step (Tensor): Positive, in units of the input, (1,) or (C,).
@@ -32,23 +34,36 @@ class Grid:
 
 
 MIN_BITS, MAX_BITS = 2, 8
-_IDLE = 2
+
+
+class Stage(IntEnum):
+    """Where a quantizer is in its life, as its state's ``initialized`` says.
+
+    Attributes:
+        NEW: It has no step yet.
+        READY: It has a step, and quantizes.
+        IDLE: No forward reaches it; it passes its input on.
+        OBSERVING: It collects the range of what it sees; never stored.
+    """
+
+    NEW = 0
+    READY = 1
+    IDLE = 2
+    OBSERVING = 3
 
 
 class Quantizer(ABC, nn.Module):
     """What calibration, SFP, optimizer groups and checkpoints know.
 
-    Life: built uninitialised; *calibrated* (:meth:`observe` on data, then
-    :meth:`initialize`); then it fake quantizes. One that is used in training
-    before it was calibrated initialises itself from that first tensor, as LSQ
-    does; in eval mode or in distributed training that is an error, since
-    ranks would disagree without a word.
+    Life (:class:`Stage`): built new; *calibrated* (:meth:`observe` on data,
+    then :meth:`initialize`); then it fake quantizes. One that is used in
+    training before it was calibrated initialises itself from that first
+    tensor, as LSQ does; in eval mode or in distributed training that is an
+    error, since ranks would disagree without a word. One that no forward
+    reaches can be left idle (:meth:`leave_float`).
 
-    One that no forward reaches can be left *idle* (:meth:`leave_float`): it
-    passes its input on.
-
-    ``initialized`` (0 no, 1 yes, 2 idle) and ``bits`` are part of the
-    ``state_dict``. Loading a state of other bits is refused.
+    ``initialized`` (the stage) and ``bits`` are part of the ``state_dict``.
+    Loading a state of other bits is refused.
 
     Args:
         bits (int): Bits, 2 to 8.
@@ -56,6 +71,9 @@ class Quantizer(ABC, nn.Module):
             None, torch's default device.
 
     Attributes:
+        is_per_channel (bool): Whether each channel has a step of its own.
+            Defaults to False.
+        ch_axis (int): Channel axis, if ``is_per_channel``. Defaults to -1.
         over_batch (bool): Whether the tensors hold a rank's share of the
             batch, as features do and weights do not. Defaults to False.
         micro_batches (int): Forwards that one optimizer step sums up, with
@@ -69,6 +87,8 @@ class Quantizer(ABC, nn.Module):
         ValueError: If ``bits`` is not an integer of 2 to 8.
     """
 
+    is_per_channel = False
+    ch_axis = -1
     over_batch = False
     micro_batches = 1
     weight_decay: Mapping[str, float] = MappingProxyType({})
@@ -82,8 +102,7 @@ class Quantizer(ABC, nn.Module):
         self.num_bits = bits
         # Run-time switches in Python spare a device sync per call.
         self._fake_quant_on = True
-        self._observing = False
-        self._ready = False
+        self._stage = Stage.NEW
         self.register_buffer(
             'initialized', torch.tensor(0, dtype=torch.uint8, device=device))
         self.register_buffer(
@@ -111,7 +130,7 @@ class Quantizer(ABC, nn.Module):
 
     @abstractmethod
     def initialize(self) -> None:
-        """Set step and zero point from what was observed.
+        """Set step and zero point from what was observed: now it is ready.
 
         Raises:
             ValueError: If nothing, or something non-finite, was observed.
@@ -133,44 +152,67 @@ class Quantizer(ABC, nn.Module):
             RuntimeError: If not calibrated, in eval mode or in distributed
                 training.
         """
-        if self._observing:
+        stage = self.stage
+        observing = stage is Stage.OBSERVING
+        if observing:
             self.observe(x)
-        lacks_step = self.lacks_step()
         if not self._fake_quant_on:
             return x
-        if lacks_step:
+        if observing:  # as torch.ao does: both at once
+            stage = self._stored_stage()
+        if stage is Stage.IDLE:
+            return x
+        if stage is Stage.NEW:
             if not self.training or get_world_size() > 1:
                 self.require_step()
             self.observe(x)
             self.initialize()
+            if observing:
+                self._stage = Stage.OBSERVING
         return self.fake_quantize(x)
+
+    @property
+    def stage(self) -> Stage:
+        """Where it is in its life."""
+        # A new one's state may have been copied in: only then it is read.
+        return self._stored_stage() if self._stage is Stage.NEW else (
+            self._stage)
+
+    def read_stage(self) -> None:
+        """Take the stage from the state, after that was loaded or sent."""
+        self._stage = self._stored_stage()
+
+    def _stored_stage(self) -> Stage:
+        meta = self.initialized.is_meta
+        return Stage.NEW if meta else Stage(int(self.initialized))
+
+    def _become(self, stage: Stage) -> None:
+        """Enter a stage that is stored."""
+        self.initialized.fill_(stage)
+        self._stage = stage
 
     def is_initialized(self) -> bool:
         """Whether the step was calibrated, learned or loaded, or is idle."""
-        if not self._ready:
-            state = int(self.initialized)
-            self._ready = state > 0
-            if state == _IDLE:
-                self._fake_quant_on = False
-        return self._ready
+        stage = self.stage
+        if stage is Stage.OBSERVING:
+            stage = self._stored_stage()
+        return stage is not Stage.NEW
 
     def has_step(self) -> bool:
-        """Whether it quantizes: initialised and switched on."""
-        return self.is_initialized() and self._fake_quant_on
+        """Whether it quantizes: ready and switched on."""
+        return self._fake_quant_on and self.stage is Stage.READY
 
     def lacks_step(self) -> bool:
         """Whether it should quantize, but has no step yet."""
-        return not self.is_initialized() and self._fake_quant_on
+        return self._fake_quant_on and not self.is_initialized()
 
     def leave_float(self) -> None:
         """Make it idle, here and in what is loaded from its state."""
-        self.initialized.fill_(_IDLE)
-        self._ready = False
-        self.is_initialized()
+        self._become(Stage.IDLE)
 
     def is_idle(self) -> bool:
         """Whether :meth:`leave_float` was called, or such a state loaded."""
-        return int(self.initialized) == _IDLE
+        return self.stage is Stage.IDLE
 
     def require_step(self) -> None:
         """Refuse to go on without a step.
@@ -188,9 +230,10 @@ class Quantizer(ABC, nn.Module):
         """Switch fake quantization on or off."""
         self._fake_quant_on = bool(enabled)
 
-    def _mark_initialized(self) -> None:
-        self.initialized.fill_(1)
-        self._ready = True
+    def along_channels(self, value: Tensor, x: Tensor) -> Tensor:
+        """``value`` of shape (1,) or (C,), broadcasting to ``x``."""
+        return along_channels(value, x,
+                              self.ch_axis if self.is_per_channel else None)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
                               missing_keys, unexpected_keys, error_msgs):
@@ -202,7 +245,68 @@ class Quantizer(ABC, nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata,
                                       strict, missing_keys, unexpected_keys,
                                       error_msgs)
-        self._ready = False
+        self.read_stage()
+
+
+def named_quantizers(model: nn.Module,
+                     remove_duplicate: bool = True) -> dict[str, Quantizer]:
+    """The model's fake quantizers by name.
+
+    Args:
+        model (nn.Module): The model.
+        remove_duplicate (bool): Whether a quantizer that several places
+            share has one name only; a state dict has a key for each.
+            Defaults to True.
+    """
+    return {
+        name: module
+        for name, module in model.named_modules(
+            remove_duplicate=remove_duplicate)
+        if isinstance(module, Quantizer)
+    }
+
+
+@contextmanager
+def observing(quantizers: Iterable[Quantizer]) -> Iterator[None]:
+    """Inside, these observe what they see, from nothing on."""
+    quantizers = list(quantizers)
+    for quantizer in quantizers:
+        quantizer.reset_observer()
+        quantizer._stage = Stage.OBSERVING
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.read_stage()
+
+
+@contextmanager
+def full_precision(model: nn.Module) -> Iterator[None]:
+    """Inside, no fake quantizer of the model quantizes."""
+    were_on = {q: q._fake_quant_on for q in named_quantizers(model).values()}
+    for quantizer in were_on:
+        quantizer.enable_fake_quant(False)
+    try:
+        yield
+    finally:
+        for quantizer, on in were_on.items():
+            quantizer.enable_fake_quant(on)
+
+
+def along_channels(value: Tensor, x: Tensor, ch_axis: int | None) -> Tensor:
+    """Let a tensor of one element per channel broadcast to ``x``.
+
+    Args:
+        value (Tensor): Shape (1,) or, with ``ch_axis``, (C,).
+        x (Tensor): What it is to broadcast to, any shape.
+        ch_axis (int, optional): Channel axis of ``x``; None: ``value`` is
+            returned as it is.
+    """
+    if ch_axis is None:
+        return value
+    shape = [1] * x.dim()
+    shape[ch_axis] = -1
+    return value.view(shape)
 
 
 def check_bits(bits: int) -> None:

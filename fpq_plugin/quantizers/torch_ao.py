@@ -11,7 +11,7 @@ from torch.ao.quantization import (
     MovingAveragePerChannelMinMaxObserver,
 )
 
-from .quantizer import Grid, Quantizer
+from .quantizer import Grid, Quantizer, Stage
 
 
 @MODELS.register_module()
@@ -125,7 +125,7 @@ class TorchAOFakeQuantize(Quantizer):
         scale, zero_point = self.fake.calculate_qparams()
         self.fake.scale.resize_(scale.shape).copy_(scale)
         self.fake.zero_point.resize_(zero_point.shape).copy_(zero_point)
-        self._mark_initialized()
+        self._become(Stage.READY)
 
     def train(self, mode: bool = True) -> TorchAOFakeQuantize:
         """Follow the tensors in training mode alone."""

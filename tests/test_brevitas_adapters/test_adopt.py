@@ -89,7 +89,7 @@ def test_sfp_is_on_every_activation_in_training_only(model, x):
     noisy = model.train()[0](x)
     noise = (noisy.value - clean) / noisy.scale
     assert 0.45 < noise.abs().max() <= 0.5 + 1e-3
-    noise_clock(model).seek(3)
+    noise_clock(model).start_iteration(3)
     drawn = []
     for module in model.modules():
         if hasattr(module, 'perturb'):
@@ -156,7 +156,7 @@ def test_it_is_exported(x, tmp_path):
 def test_what_cannot_be_adopted_is_named():
     with pytest.raises(ValueError, match='no layer of the types QuantConv2d'):
         adopt(nn.Sequential(nn.Linear(2, 2)))
-    with pytest.raises(ValueError, match='p must be a probability'):
+    with pytest.raises(ValueError, match='perturbation.p: must be a probability'):
         adopt(net(), perturbation=dict(p=2))
     model = nn.Sequential(
         QuantLinear(2, 2, weight_quant=SignedBinaryWeightPerTensorConst))

@@ -22,7 +22,7 @@ def convert_with(let):
     (dict(scaling_impl_type='bogus'), 'Brevitas refuses it'),
     (dict(quant_type='binary'), 'FPQ takes quantizers to integers'),
     (dict(bit_width=3), "let: the bit width is the option 'bits'"),
-    ([3], 'activation: let must be a dict'),
+    ([3], 'activation.let: must be a dict'),
 ])
 def test_a_wrong_override_is_named(let, message):
     with pytest.raises(ValueError, match=message):

@@ -157,7 +157,7 @@ def test_a_value_that_is_not_finite_names_the_layer(x):
     (dict(activation=dict(type='Int8WeightPerChannelFloat')),
      "'Int8WeightPerChannelFloat' is not registered in BREVITAS ACTIVATIONS"),
     (dict(activation=dict(type='Uint8ActPerTensorFloat', bits=9)),
-     'activation: bits must be an integer of 2 to 8'),
+     'activation.bits: must be an integer of 2 to 8'),
     (dict(activation=dict(type='Uint8ActPerTensorFloat', symmetric=True)),
      "activation: unknown option 'symmetric'"),
 ])

@@ -13,12 +13,7 @@ from fpq_plugin._compat import kernels as compiled
 from fpq_plugin._compat.kernels import CompileReport, compile_report
 from fpq_plugin._compat.versions import INDUCTOR_TAKES_SYMBOLIC_SIZES
 from fpq_plugin.distillation import csd_function
-from fpq_plugin.quantizers import (
-    fake_quantize,
-)
-from fpq_plugin.quantizers import (
-    fake_quantize as fake_quantize_function,
-)
+from fpq_plugin.quantizers import fake_quantize, fake_quantize_function
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ def test_noise_is_uniform_and_named_by_its_place():
     assert first.abs().max() <= 0.5 + 1e-4
     assert first.mean().item() == pytest.approx(0, abs=5e-3)
     assert first.var().item() == pytest.approx(1 / 12, rel=1e-2)
-    perturbation.clock.seek(0)  # the same place again
+    perturbation.clock.start_iteration(0)  # the same place again
     again = (perturbation(x, quantizer) - quantizer(x)) / step
     assert torch.equal(first, again)
 

@@ -126,7 +126,7 @@ def test_weights_are_returned_and_dropped_on_request():
 
 
 def test_skip_and_bad_options(convert, model):
-    with pytest.raises(ValueError, match='attention: bits must be'):
+    with pytest.raises(ValueError, match='attention.bits: must be'):
         convert(model, attention=dict(bits=1))
     with pytest.raises(ValueError, match="attention: unknown option 'bit'"):
         convert(model, attention=dict(bit=4))

@@ -14,14 +14,14 @@ from fpq_plugin._compat.safe_loading import load_file
 
 
 @pytest.mark.parametrize(('option', 'message'), [
-    (dict(weight=dict(bits=1)), 'weight: bits must be an integer of 2 to 8'),
-    (dict(activation=dict(bits=9)), 'activation: bits must be an integer'),
-    (dict(perturbation=dict(p=1.2)), r'p must be a probability in \[0, 1\]'),
+    (dict(weight=dict(bits=1)), 'fpq.weight.bits: must be an integer'),
+    (dict(activation=dict(bits=9)), 'fpq.activation.bits: must be an integer'),
+    (dict(perturbation=dict(p=1.2)), 'fpq.perturbation.p: must be a prob'),
     (dict(perturbation=dict(q=1)), "perturbation: unknown option 'q'"),
     (dict(distillation=dict(weight=1)), "distillation: unknown option 'weig"),
     (dict(distillation=dict(type='KD')), "distillation.type: 'KD' is not"),
     (dict(distillation=dict(type='LSQFakeQuantize', bits=4)),
-     "distillation.type: 'LSQFakeQuantize' is no loss"),
+     "distillation.type: 'LSQFakeQuantize' is no class of kind Distillat"),
     (dict(weight=dict(type='CSDLoss', bits=4)),
      "weight.type: 'CSDLoss' is no class of kind Quantizer"),
     (dict(activation=dict(type='StochasticFeaturePerturbation')),
@@ -49,7 +49,7 @@ def test_a_wrong_value_stops_the_runner_and_leaves_the_work_dir(
     folder.mkdir()
     (folder / 'epoch_1.pth').write_bytes(b'kept')
     cfg = fpq_config(fpq__perturbation=dict(p=1.2))
-    with pytest.raises(ValueError, match='p must be a probability'):
+    with pytest.raises(ValueError, match='fpq.perturbation.p: must be'):
         Runner.from_cfg(cfg)
     assert (folder / 'epoch_1.pth').read_bytes() == b'kept'
     assert not list(folder.glob('*.py'))

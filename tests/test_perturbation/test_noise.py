@@ -94,8 +94,8 @@ def test_noise_is_a_function_of_seed_rank_iteration_and_layer():
         perturbation, quantizer = make(p=1.0)
         clock = NoiseClock()
         clock.seed, clock.rank = seed, rank
-        perturbation.place(clock, layer)
-        clock.seek(iteration)
+        perturbation.set_clock(clock, layer)
+        clock.start_iteration(iteration)
         torch.rand(5)  # the global generator has no part in it
         return noise_of(perturbation, quantizer, torch.linspace(0, 3, 64))
 
@@ -144,7 +144,7 @@ def checkpointed(names, backend):
 
     def gradients(reentrant):
         model.reentrant = reentrant
-        noise_clock(model).seek(5)
+        noise_clock(model).start_iteration(5)
         model.zero_grad()
         x.grad = None
         model(x).backward()

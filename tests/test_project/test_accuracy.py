@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from mmengine import Config
+from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from runs import ROOT
@@ -64,7 +65,7 @@ def test_every_cell_is_a_config_of_ours(bench, tmp_path):
             assert cfg.load_from == str(
                 bench.train.checkpoint(cell.teacher, tmp_path))
             hook = HOOKS.build(cfg.default_hooks.fpq)
-            assert hook.settings['weight'].bits == int(cell.bits[1])
+            assert hook.recipe.weight['bits'] == int(cell.bits[1])
 
 
 def test_the_interval_is_students(bench):
@@ -207,12 +208,21 @@ def test_what_is_annealed_falls_to_0(bench, fpq_config, what):
     runner = Runner.from_cfg(fpq_config(**{
         'custom_hooks': [hook],
         'default_hooks.fpq.perturbation.p': 0.8}))
+    losses = []
+
+    class Look(Hook):
+
+        def before_train(self, runner):
+            losses.extend(
+                loss for hook in runner.hooks if isinstance(hook, FPQHook)
+                for loss in hook.session.distiller.criteria)
+
+    runner.register_hook(Look())
     runner.train()
     if what == 'p':
         found = [m.p for m in runner.model.modules() if hasattr(m, 'p')]
     else:
-        found = [c.loss_weight for h in runner.hooks
-                 if isinstance(h, FPQHook) for c in h.criteria]
+        found = [loss.loss_weight for loss in losses]
     assert found
     # The cosine one iteration before its end.
     last = (1 + math.cos(math.pi * (1 - 1 / runner.max_iters))) / 2

@@ -87,7 +87,7 @@ def test_methods_are_what_they_are_called(name, tmp_path):
         'sfp_kd': 'StochasticFeaturePerturbation',
         'weight_noise': 'StochasticWeightPerturbation',
     }.get(name, 'NoneType')
-    assert [criterion.label for criterion in hook.criteria] == {
+    assert [criterion.label for criterion in hook.recipe.losses()] == {
         'csd': ['csd'],
         'fpq': ['csd'],
         'fpq_kd': ['csd', 'kd'],

@@ -55,7 +55,7 @@ def test_compiled_steps_equal_eager_ones(model, where):
         student, distiller = student_of(model, batches[0], where)
         call, found = wrap(student), []
         for i, x in enumerate(batches):
-            noise_clock(student).seek(i)
+            noise_clock(student).start_iteration(i)
             loss = call(x).square().mean() + distiller.loss()
             student.zero_grad()
             loss.backward()

@@ -1,0 +1,217 @@
+"""Which layer gets which fake quantizers, and why; and giving them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from .layer_table import LayerRow, LayerTable
+from .layers import (
+    AttentionProducts,
+    Backend,
+    QuantizedLayer,
+    get_backend,
+    quantizable_types,
+    quantized_layers,
+    quantized_type,
+    refuse_reparameterizing,
+    route,
+    route_attention,
+    unroute,
+)
+from .options import (
+    FLOAT_BITS,
+    build,
+    matches,
+    merge,
+    refuse_unmatched,
+    resolve,
+)
+from .perturbation import NoiseClock
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
+
+PARTS = ('weight', 'activation', 'perturbation')
+Plan = tuple[dict[str, Any], str]
+"""A layer's configs by part, None for float or off; and the reason."""
+
+
+def quantize(model: nn.Module, recipe: Recipe,
+             skip: Sequence[str] = ()) -> LayerTable:
+    """Swap the model's layers in place, as ``recipe`` says.
+
+    Args:
+        model (nn.Module): The model, changed in place, or not at all.
+        recipe (Recipe): The options.
+        skip (Sequence[str]): Patterns of further layers to leave out.
+
+    Returns:
+        LayerTable: One row for each layer with a weight of two or more axes.
+
+    Raises:
+        ValueError: If a pattern matches no layer, the model is quantized
+            already, or nothing is left to quantize.
+    """
+    if quantized_layers(model):
+        raise ValueError('the model is quantized already')
+    route(model)
+    try:
+        reasons = _quantize_layers(model, recipe, [*recipe.skip, *skip])
+        products = _quantize_attention(model, recipe, [*recipe.skip, *skip])
+    except Exception:
+        unroute(model)
+        raise
+    refuse_reparameterizing(model)
+    return LayerTable(_rows(model, reasons) + products)
+
+
+def _quantize_layers(model: nn.Module, recipe: Recipe,
+                     skip: Sequence[str]) -> dict[str, str]:
+    """Swap the layers; the reason for each one's bits."""
+    backend = get_backend(recipe.backend)
+    layers, kinds = {}, {}
+    for name, module in model.named_modules():
+        kind = quantized_type(module, backend)
+        if kind is not None:
+            layers[name], kinds[name] = module, kind
+    if not layers:
+        found = Counter(type(m).__name__ for m in model.modules())
+        raise ValueError(
+            'nothing to quantize: the model has no layer of the types '
+            f'{", ".join(quantizable_types(backend))}, but '
+            f'{", ".join(f"{n} {t}" for t, n in found.most_common(5))}')
+    refuse_unmatched(recipe.name_of('skip'), skip, list(layers))
+    refuse_unmatched(recipe.name_of('overrides'), recipe.overrides or {},
+                     list(layers))
+    plans = _plans(list(layers), recipe, skip, backend)
+    if not any(_quantizes(plan) for plan, _ in plans.values()):
+        raise ValueError('nothing to quantize: skip and overrides leave out '
+                         'every layer')
+    # All quantizers are built before the first swap: an error changes nothing.
+    built = {
+        name: _build(name, layers[name], kinds[name], plan, backend)
+        for name, (plan, _) in plans.items()
+    }
+    clock = NoiseClock()
+    for number, (name, parts) in enumerate(built.items()):
+        weight, activation, perturbation = parts
+        if weight is None and activation is None:
+            continue
+        if perturbation is not None:
+            perturbation.set_clock(clock, number)
+        kinds[name].swap(layers[name], *parts)
+    if any(perturbation is not None for *_, perturbation in built.values()):
+        model.register_forward_pre_hook(clock.start_forward)
+    return {name: why for name, (_, why) in plans.items()}
+
+
+def _plans(names: Sequence[str], recipe: Recipe, skip: Sequence[str],
+           backend: Backend) -> dict[str, Plan]:
+    """Each layer's plan, first and last ones' bits included."""
+    plans = {name: _plan(name, recipe, skip, backend) for name in names}
+    if recipe.first_last_bits is None:
+        return plans
+    quantized = [name for name, (plan, _) in plans.items() if _quantizes(plan)]
+    for name, why in zip(quantized[-1:] + quantized[:1],
+                         ('last layer', 'first layer')):
+        plans[name] = _plan(name, recipe, skip, backend,
+                            recipe.first_last_bits, why)
+    return plans
+
+
+def _plan(name: str, recipe: Recipe, skip: Sequence[str], backend: Backend,
+          bits: int | None = None, why: str = 'default') -> Plan:
+    nothing: dict[str, Any] = dict.fromkeys(PARTS)
+    by = next((pattern for pattern in skip if matches(name, pattern)), None)
+    if by is not None:
+        return nothing, f'skip {by!r}'
+    parts: dict[str, Any] = {part: getattr(recipe, part) for part in PARTS}
+    for part in ('weight', 'activation'):
+        if bits is not None and parts[part] is not None:
+            parts[part] = {**parts[part], 'bits': bits}
+    for pattern, override in (recipe.overrides or {}).items():
+        if matches(name, pattern):
+            why = f'override {pattern!r}'
+            for part, given in override.items():
+                parts[part] = merge(parts[part], given)
+    parts = {
+        part: resolve(part, cfg, recipe.default_type(part),
+                      backend.registry(part))
+        for part, cfg in parts.items()
+    }
+    if not _quantizes(parts):
+        return nothing, f'{why}: off'
+    return parts, why
+
+
+def _quantizes(plan: Mapping[str, Any]) -> bool:
+    return bool(plan['weight'] or plan['activation'])
+
+
+def _build(name: str, layer: nn.Module, kind: type[QuantizedLayer],
+           plan: dict[str, Any], backend: Backend) -> tuple:
+    """The layer's weight quantizer, input quantizer and perturbation."""
+
+    def part(key: str, **defaults: Any) -> nn.Module | None:
+        if plan[key] is None:
+            return None
+        return build(f'{key} of {name}', plan[key], backend.registry(key),
+                     **defaults)
+
+    axis = kind.weight_axis
+    weight = part('weight', symmetric=True, per_channel=True, ch_axis=axis,
+                  num_channels=layer.weight.shape[axis])
+    activation = part('activation')
+    if getattr(activation, 'is_per_channel', False):
+        raise ValueError(f'activation of {name}: per_channel is for weights; '
+                         'an activation has one step')
+    perturbation = part('perturbation')
+    if perturbation and not (weight if perturbation.of_weight else activation):
+        perturbation = None
+    return weight, activation, perturbation
+
+
+def _quantize_attention(model: nn.Module, recipe: Recipe,
+                        skip: Sequence[str]) -> list[LayerRow]:
+    """Quantizers for the attention modules' products, and their rows."""
+    cfg = recipe.attention
+    if cfg is None:
+        return []
+
+    def products(name: str) -> AttentionProducts:
+        return AttentionProducts(*(
+            build(f'attention of {name}', cfg) for _ in range(4)))
+
+    names = route_attention(
+        model, lambda name: not any(matches(name, p) for p in skip), products)
+    return [
+        LayerRow(f'{name}.products', 'AttentionProducts', FLOAT_BITS,
+                 cfg.get('bits', 8), (0, ), 'attention') for name in names
+    ]
+
+
+def _rows(model: nn.Module, reasons: Mapping[str, str]) -> LayerTable:
+
+    def bits(layer: nn.Module, quantizer: str) -> int:
+        return getattr(
+            getattr(layer, quantizer, None), 'num_bits', FLOAT_BITS)
+
+    rows = LayerTable()
+    for name, layer in model.named_modules():
+        weight = getattr(layer, 'weight', None)
+        if not isinstance(weight, Tensor) or weight.dim() < 2:
+            continue
+        float_type = (layer.float_type
+                      if isinstance(layer, QuantizedLayer) else type(layer))
+        why = reasons.get(name, f'type {float_type.__module__}.'
+                          f'{float_type.__qualname__} not registered')
+        rows.append(
+            LayerRow(name, float_type.__name__,
+                     bits(layer, 'weight_quantizer'),
+                     bits(layer, 'input_quantizer'), tuple(weight.shape),
+                     why))
+    return rows

@@ -1,0 +1,347 @@
+"""The recipe: every option, checked once, and what is made of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torch import nn
+
+from .distillation import DistillationLoss
+from .layer_table import LayerTable
+from .layers import Backend, get_backend
+from .options import (
+    FLOAT_BITS,
+    build,
+    is_number,
+    merge,
+    refuse_no_patterns,
+    refuse_unknown,
+    resolve,
+)
+from .perturbation import StochasticFeaturePerturbation
+from .plan import quantize
+from .quantizers import Quantizer, check_bits
+
+LSQ: dict[str, Any] = dict(type='LSQFakeQuantize', bits=4)
+SFP: dict[str, Any] = dict(type='StochasticFeaturePerturbation', p=0.1)
+PRESETS: dict[str, dict[str, Any]] = {
+    'paper': dict(
+        weight=LSQ,
+        activation=LSQ,
+        perturbation=SFP,
+        distillation=dict(type='CSDLoss', loss_weight=1.0)),
+    'recommended': dict(
+        weight=LSQ,
+        activation=LSQ,
+        perturbation={**SFP, 'p': 0.5},
+        distillation=dict(type='LogitKD', loss_weight=3.0, temperature=4.0)),
+}
+"""What each preset says where an option is not given."""
+
+KINDS: dict[str, type[nn.Module]] = dict(
+    weight=Quantizer,
+    activation=Quantizer,
+    perturbation=StochasticFeaturePerturbation)
+
+
+class _OfPreset:
+    """The default of an option that the preset has a value for."""
+
+    def __repr__(self) -> str:
+        return "the preset's"
+
+
+OF_PRESET: Any = _OfPreset()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is quantized and trained: the options of FPQ.
+
+    Made once, by :class:`~fpq_plugin.FPQHook` or
+    :func:`~fpq_plugin.convert`, and checked as it is made. ``perturbation``
+    and ``distillation`` are merged over the preset's where they name the
+    same type, or none: ``perturbation=dict(p=0.3)`` changes the probability
+    alone. A class as ``type`` counts as its name.
+
+    Args:
+        preset (str): 'paper' (SFP with p = 0.1 and CSD with lambda = 1) or
+            'recommended' (SFP with p = 0.5 and distilled logits of weight
+            3). Defaults to 'paper'.
+        bits (str, optional): Bits of weights and activations at once, as
+            'w4a4'; 32 leaves float. Defaults to None: those in ``weight``
+            and ``activation``.
+        backend (str): Whose quantizers and layers: 'torch_ao' or 'brevitas'
+            (needs the extra of that name). Defaults to 'torch_ao'.
+        weight (dict, optional): The weights' fake quantizer; None or
+            ``bits=32``: float. Defaults to LSQ, 4 bits.
+        activation (dict, optional): The activations' fake quantizer; None or
+            ``bits=32``: float. Defaults to LSQ, 4 bits. With both off and no
+            overrides nothing is quantized.
+        perturbation (dict, optional): SFP; None: off. Defaults to the
+            preset's.
+        distillation (dict | list[dict], optional): The loss of the teacher's
+            outputs, or several; None: off. Defaults to the preset's.
+        teacher (str, optional): Full-precision checkpoint of the teacher.
+            Defaults to None: the full-precision weights that the run starts
+            from; a resumed run finds them again in its work directory.
+        calibration (dict): ``num_images``: training images that set the
+            first steps and zero points. Defaults to 100.
+        first_last_bits (int, optional): Bits of the first and last quantized
+            layer; None: no exception for them. Defaults to 8.
+        skip (Sequence[str]): Name patterns of layers that stay float: names
+            of layers or of modules that hold them, ``*`` allowed.
+        overrides (Mapping[str, dict], optional): From name pattern to
+            ``weight``, ``activation``, ``perturbation`` settings, merged
+            over the others and over ``first_last_bits``; later patterns win.
+        attention (dict, optional): Fake quantizers of the operands of
+            attention's products of activations (q k^T and attn v). Defaults
+            to None: float.
+        distill_skip (Sequence[str]): Name patterns of layers that are
+            quantized but not distilled.
+        scale_lr_mult (float): Learning rate of the quantizers' parameters
+            over that of the group they would be in. Defaults to 1.0.
+        export (str, optional): ONNX file to write at the end of training, in
+            the work directory. Defaults to None.
+        key (str): What messages put before an option's name. Defaults to
+            'fpq'.
+
+    Raises:
+        TypeError: If an option is of a wrong type.
+        ValueError: If an option is unknown or has a wrong value; the message
+            has its full name, as ``fpq.weight.bits``.
+        ImportError: If what the backend needs is not installed.
+
+    Examples:
+        >>> from torch import nn
+        >>> from fpq_plugin.recipe import Recipe
+        >>> recipe = Recipe(preset='recommended', bits='w2a4')
+        >>> recipe.weight['bits'], recipe.perturbation['p']
+        (2, 0.5)
+        >>> table = recipe.convert(nn.Sequential(nn.Linear(4, 2)))
+    """
+
+    preset: str = 'paper'
+    bits: str | None = None
+    backend: str = 'torch_ao'
+    weight: dict | None = OF_PRESET
+    activation: dict | None = OF_PRESET
+    perturbation: dict | None = OF_PRESET
+    distillation: dict | Sequence[dict] | None = OF_PRESET
+    teacher: str | None = None
+    calibration: Mapping[str, Any] = field(
+        default_factory=lambda: dict(num_images=100))
+    first_last_bits: int | None = 8
+    skip: Sequence[str] = ()
+    overrides: Mapping[str, dict] | None = None
+    attention: dict | None = None
+    distill_skip: Sequence[str] = ()
+    scale_lr_mult: float = 1.0
+    export: str | None = None
+    key: str = field(default='fpq', repr=False, compare=False)
+
+    @classmethod
+    def options(cls) -> list[str]:
+        """Names of all options."""
+        return [each.name for each in fields(cls) if each.name != 'key']
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Recipe:
+        """The recipe of a config's options, refusing unknown ones."""
+        refuse_unknown('fpq', options, cls.options())
+        return cls(**options)
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ValueError(
+                f'{self.name_of("preset")}: must be '
+                f'{" or ".join(map(repr, PRESETS))}, got {self.preset!r}')
+        for part in KINDS:
+            self._set(part, self._component(part))
+        self._set('distillation', tuple(self._distillation()))
+        self._set('attention', self._resolved('attention', self.attention))
+        self._check_parts()
+        self._check_patterns()
+        self._check_training()
+
+    def convert(self, model: nn.Module,
+                skip: Sequence[str] = ()) -> LayerTable:
+        """Quantize ``model`` in place.
+
+        Args:
+            model (nn.Module): The model, changed in place.
+            skip (Sequence[str]): Patterns of further layers to leave out.
+
+        Returns:
+            LayerTable: One row for each layer with a weight of two or more
+            axes.
+
+        Raises:
+            ValueError: If a pattern matches no layer, if the model is
+                converted already, or if nothing is left to quantize. The
+                model is as it was then.
+        """
+        return quantize(model, self, skip)
+
+    def name_of(self, option: str) -> str:
+        """An option's full name, as messages have it."""
+        return f'{self.key}.{option}' if self.key else option
+
+    def default_type(self, part: str) -> str:
+        """The type of a component whose dict names none."""
+        return PRESETS[self.preset].get(part, LSQ)['type']
+
+    def is_float(self) -> bool:
+        """Whether nothing is quantized: weight and activation are off."""
+        return not (self.weight or self.activation or self.overrides)
+
+    def losses(self) -> list[DistillationLoss]:
+        """The losses of ``distillation``, built anew."""
+        return [
+            build(self.name_of('distillation'), cfg)
+            for cfg in self.distillation or ()
+        ]
+
+    def calibration_images(self) -> int:
+        """How many training images set the first steps and zero points."""
+        return self.calibration.get('num_images', 100)
+
+    def describe(self) -> str:
+        """The recipe in a line, for the log."""
+
+        def text(cfg: dict | None) -> str:
+            if cfg is None:
+                return 'off'
+            rest = [f'{k}={v!r}' for k, v in cfg.items() if k != 'type']
+            return f'{cfg["type"]}({", ".join(rest)})'
+
+        losses = ' + '.join(map(text, self.distillation or ())) or 'off'
+        return (f'preset {self.preset!r}: weight {text(self.weight)}, '
+                f'activation {text(self.activation)}, perturbation '
+                f'{text(self.perturbation)}, distillation {losses}')
+
+    def _set(self, option: str, value: Any) -> None:
+        object.__setattr__(self, option, value)
+
+    # -- what the preset and bits leave to say -----------------------------
+
+    def _component(self, part: str) -> dict | None:
+        given, base = getattr(self, part), PRESETS[self.preset][part]
+        if given is OF_PRESET:
+            given = dict(base)
+            if part in self._bits():
+                given['bits'] = self._bits()[part]
+        elif part == 'perturbation' and isinstance(given, Mapping):
+            given = merge(base, given)
+        elif part in self._bits():
+            given = self._with_bits(part, given)
+        return self._resolved(part, given)
+
+    def _bits(self) -> dict[str, int]:
+        """Bits of weight and activation that ``bits`` asks for."""
+        if self.bits is None:
+            return {}
+        found = re.fullmatch(r'w(\d+)a(\d+)', str(self.bits).lower())
+        if not found:
+            raise ValueError(f"{self.name_of('bits')}: must be as 'w4a4', got "
+                             f'{self.bits!r}')
+        return dict(zip(('weight', 'activation'), map(int, found.groups())))
+
+    def _with_bits(self, part: str, given: Any) -> dict | None:
+        wanted = self._bits()[part]
+        own = FLOAT_BITS if given is None else given.get('bits', wanted)
+        if own != wanted:
+            raise ValueError(
+                f'{self.name_of("bits")}: {self.bits!r} contradicts '
+                f'{self.name_of(part)}, which has {own} bits; give one of '
+                'them')
+        return None if given is None else {**given, 'bits': wanted}
+
+    def _resolved(self, part: str, cfg: Any) -> dict | None:
+        return resolve(self.name_of(part), cfg, self.default_type(part),
+                       get_backend(self.backend).registry(part),
+                       KINDS.get(part, Quantizer))
+
+    def _distillation(self) -> Iterator[dict]:
+        given, base = self.distillation, PRESETS[self.preset]['distillation']
+        if given is OF_PRESET:
+            given = base
+        if not isinstance(given, (list, tuple)):
+            given = [merge(base, given)]
+        for each in given:
+            cfg = resolve(self.name_of('distillation'), each, base['type'],
+                          kind=DistillationLoss)
+            if cfg is not None:
+                yield cfg
+
+    # -- checks ------------------------------------------------------------
+
+    def _check_parts(self) -> None:
+        """Build every component that the options name, once."""
+        backend = get_backend(self.backend)
+        base = {part: getattr(self, part) for part in KINDS}
+        for part, cfg in base.items():
+            check_part(self.name_of(part), part, cfg, backend)
+        self.losses()
+        if self.attention is not None:
+            build(self.name_of('attention'), self.attention)
+        if self.first_last_bits not in (None, FLOAT_BITS):
+            try:
+                check_bits(self.first_last_bits)
+            except ValueError as error:
+                raise ValueError(
+                    f'{self.name_of("first_last_bits")}: {error}') from error
+        if not isinstance(self.overrides or {}, Mapping):
+            raise TypeError(f'{self.name_of("overrides")}: must be a dict '
+                            f'from patterns to options, got '
+                            f'{self.overrides!r}')
+        for pattern, override in (self.overrides or {}).items():
+            key = f'{self.name_of("overrides")}[{pattern!r}]'
+            if not isinstance(override, Mapping):
+                raise TypeError(f'{key}: must be a dict, got {override!r}')
+            refuse_unknown(key, override, list(KINDS))
+            for part, given in override.items():
+                cfg = resolve(
+                    f'{key}.{part}', merge(base[part], given),
+                    self.default_type(part), backend.registry(part),
+                    KINDS[part])
+                check_part(f'{key}.{part}', part, cfg, backend)
+
+    def _check_patterns(self) -> None:
+        for option in ('skip', 'distill_skip'):
+            refuse_no_patterns(self.name_of(option), getattr(self, option))
+
+    def _check_training(self) -> None:
+        if self.teacher is not None and not isinstance(self.teacher, str):
+            raise TypeError(f'{self.name_of("teacher")}: must be the path or '
+                            f'URL of a checkpoint, got {self.teacher!r}')
+        if not is_number(self.scale_lr_mult, 0):
+            raise ValueError(f'{self.name_of("scale_lr_mult")}: must be a '
+                             f'number >= 0, got {self.scale_lr_mult!r}')
+        key = self.name_of('calibration')
+        if not isinstance(self.calibration, Mapping):
+            raise TypeError(f'{key}: must be a dict, got '
+                            f'{self.calibration!r}')
+        refuse_unknown(key, self.calibration, ['num_images'])
+        number = self.calibration_images()
+        if not is_number(number, 1) or not isinstance(number, int):
+            raise ValueError(f'{key}.num_images: must be a positive integer, '
+                             f'got {number!r}')
+
+
+def check_part(key: str, part: str, cfg: dict | None,
+               backend: Backend) -> None:
+    """Refuse a component's config that cannot be built, or not for this.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    if cfg is None:
+        return
+    built = build(key, cfg, backend.registry(part))
+    if part == 'activation' and built.for_weights_only:
+        raise ValueError(f'{key}.type: {cfg["type"]} is for weights; take '
+                         'another one for activations')

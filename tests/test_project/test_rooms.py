@@ -1,0 +1,112 @@
+"""The structure: imports run one way, without circles."""
+
+import ast
+from graphlib import TopologicalSorter
+
+from runs import ROOT
+
+PACKAGE = ROOT / 'fpq_plugin'
+# From the bottom to the top; a room may import what stands below it.
+FLOORS = [
+    {'_compat', 'options', 'version'},
+    {'layers'},
+    {'quantizers', 'perturbation', 'distillation'},
+    {'calibrate', 'convert', 'layer_table', 'param_groups', 'plan', 'recipe',
+     'state'},
+    {'export'},
+    {'openmmlab'},
+    {'analysis'},
+    {'__init__', '__main__', 'backbones', 'cli', 'optim'},
+]
+FLOOR = {room: n for n, rooms in enumerate(FLOORS) for room in rooms}
+# A public name of before: fpq_plugin.export.export_checkpoint, on demand.
+LIFTS = {('export.__init__', 'openmmlab.export_run')}
+
+
+def modules():
+    """From a module's dotted name inside the package to its tree."""
+    return {
+        '.'.join(path.relative_to(PACKAGE).with_suffix('').parts):
+        ast.parse(path.read_text())
+        for path in PACKAGE.rglob('*.py')
+    }
+
+
+def type_checking(tree):
+    """Imports that exist for type checkers alone."""
+    return {
+        id(node)
+        for block in ast.walk(tree) if isinstance(block, ast.If)
+        and getattr(block.test, 'id', '') == 'TYPE_CHECKING'
+        for node in ast.walk(block)
+    }
+
+
+def imports():
+    """From a module to the modules of the package that it imports."""
+    found = modules()
+    names = set(found)
+    graph = {}
+    for name, tree in found.items():
+        skip = type_checking(tree)
+        graph[name] = set()
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ImportFrom) or id(node) in skip:
+                continue
+            if node.level == 0:
+                continue
+            folder = name.split('.')[:-1]
+            base = folder[:len(folder) - node.level + 1]
+            target = '.'.join(base + (node.module or '').split('.')).strip('.')
+            for alias in node.names:
+                inner = f'{target}.{alias.name}'.strip('.')
+                graph[name].add(
+                    inner if inner in names else
+                    target if target in names else
+                    f'{target}.__init__'.strip('.'))
+    return graph
+
+
+def room(name):
+    # The command reads configs: it stands where the other commands do.
+    if name in ('export.command', 'export.__main__'):
+        return 'cli'
+    return name.split('.')[0]
+
+
+def test_every_room_has_a_floor():
+    assert {room(name) for name in modules()} == set(FLOOR)
+
+
+def test_imports_run_downwards():
+    wrong = {
+        (name, target)
+        for name, targets in imports().items() for target in targets
+        if FLOOR[room(target)] > FLOOR[room(name)] or (
+            FLOOR[room(target)] == FLOOR[room(name)] == 2
+            and room(target) != room(name))
+    }
+    assert wrong == LIFTS
+
+
+def test_no_circles():
+    graph = imports()
+    for name, target in LIFTS:
+        graph[name].discard(target)
+    order = list(TopologicalSorter(graph).static_order())
+    assert set(order) >= set(graph)
+
+
+def test_runners_are_known_above_the_verbs_only():
+    knowing = {
+        name
+        for name, tree in modules().items() for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        and (node.module or '').startswith('mmengine')
+        and any(alias.name == 'Runner' for alias in node.names)
+    }
+    # The patches replace methods of it; they use none.
+    assert {room(name) for name in knowing} == {
+        'analysis', 'openmmlab', '_compat'}
+    assert {name for name in knowing if room(name) == '_compat'} == {
+        '_compat.patches'}

@@ -1,0 +1,189 @@
+"""The options, checked once: presets, bits, full names in messages."""
+
+import dataclasses
+
+import pytest
+import torch
+from mmengine import Config
+from mmengine.registry import MODELS
+from torch import nn
+
+from fpq_plugin import (
+    CSDLoss,
+    DistillationLoss,
+    FPQHook,
+    LSQFakeQuantize,
+    Recipe,
+    StochasticFeaturePerturbation,
+)
+
+
+def model():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3),
+                         nn.Flatten(), nn.Linear(64, 2))
+
+
+def test_the_papers_preset_is_the_default():
+    recipe = Recipe()
+    assert recipe == Recipe(preset='paper')
+    assert recipe.weight == dict(type='LSQFakeQuantize', bits=4)
+    assert recipe.activation == recipe.weight
+    assert recipe.perturbation == dict(
+        type='StochasticFeaturePerturbation', p=0.1)
+    assert recipe.distillation == (dict(type='CSDLoss', loss_weight=1.0), )
+    assert (recipe.first_last_bits, recipe.calibration_images()) == (8, 100)
+
+
+def test_the_recommended_preset_is_that_of_its_fragment():
+    import mm_configs
+    fragment = Config.fromfile(mm_configs.path('_base_/methods/sfp_kd.py')).fpq
+    options = {k: v for k, v in fragment.items() if k != 'type'}
+    ours, theirs = Recipe(preset='recommended'), Recipe.of(options)
+    for part in ('weight', 'activation', 'perturbation', 'distillation'):
+        assert getattr(ours, part) == getattr(theirs, part)
+
+
+@pytest.mark.parametrize(('bits', 'wanted'), [
+    ('w2a4', (2, 4)), ('W8A8', (8, 8)), ('w3a32', (3, None)),
+    ('w32a5', (None, 5)),
+])
+def test_bits_of_both_at_once(bits, wanted):
+    recipe = Recipe(bits=bits)
+    found = tuple(cfg and cfg['bits']
+                  for cfg in (recipe.weight, recipe.activation))
+    assert found == wanted
+    row = recipe.convert(model())[1]
+    assert (row.weight_bits, row.activation_bits) == tuple(
+        each or 32 for each in wanted)
+
+
+def test_bits_join_options_that_do_not_say_any():
+    recipe = Recipe(bits='w2a2', weight=dict(per_channel=False),
+                    activation=dict(bits=2, observer='mse'))
+    assert recipe.weight == dict(type='LSQFakeQuantize', per_channel=False,
+                                 bits=2)
+    assert recipe.activation['observer'] == 'mse'
+
+
+def test_perturbation_and_distillation_change_the_preset_where_they_speak():
+    recipe = Recipe(preset='recommended', perturbation=dict(where='before'),
+                    distillation=dict(loss_weight=5.0))
+    assert recipe.perturbation == dict(
+        type='StochasticFeaturePerturbation', p=0.5, where='before')
+    assert recipe.distillation == (
+        dict(type='LogitKD', loss_weight=5.0, temperature=4.0), )
+    other = Recipe(preset='recommended', distillation=dict(type='CSDLoss'))
+    assert other.distillation == (dict(type='CSDLoss'), )
+    off = Recipe(preset='recommended', perturbation=None, distillation=None)
+    assert off.perturbation is None
+    assert off.losses() == []
+
+
+def test_a_class_counts_as_its_name():
+    recipe = Recipe(
+        weight=dict(type=LSQFakeQuantize, bits=4),
+        perturbation=dict(type=StochasticFeaturePerturbation),
+        distillation=dict(type=CSDLoss, loss_weight=2.0),
+        overrides={'2': dict(weight=dict(type=LSQFakeQuantize, bits=3))})
+    assert recipe.weight == dict(type='LSQFakeQuantize', bits=4)
+    assert recipe.perturbation['p'] == 0.1
+    assert recipe.distillation[0]['type'] == 'CSDLoss'
+    assert recipe.convert(model())[1].weight_bits == 3
+
+
+def test_a_class_in_an_override_keeps_the_other_options():
+    recipe = Recipe(
+        weight=dict(type='LSQFakeQuantize', bits=4, per_channel=False),
+        overrides={'2': dict(weight=dict(type=LSQFakeQuantize, bits=3))})
+    net = model()
+    recipe.convert(net)
+    assert not net[2].weight_quantizer.is_per_channel
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (dict(weight=dict(bits=1)), r'^fpq\.weight\.bits: must be an integer'),
+    (dict(bits='4'), r"^fpq\.bits: must be as 'w4a4', got '4'"),
+    (dict(bits=4), r"^fpq\.bits: must be as 'w4a4', got 4"),
+    (dict(bits='w9a4'), r'^fpq\.weight\.bits: must be an integer'),
+    (dict(bits='w2a2', weight=dict(bits=4)),
+     r"^fpq\.bits: 'w2a2' contradicts fpq\.weight, which has 4 bits"),
+    (dict(bits='w2a2', activation=None),
+     r"^fpq\.bits: 'w2a2' contradicts fpq\.activation, which has 32 bits"),
+    (dict(preset='papers'),
+     r"^fpq\.preset: must be 'paper' or 'recommended', got 'papers'"),
+    (dict(perturbation=dict(p=2)), r'^fpq\.perturbation\.p: must be a prob'),
+    (dict(distillation=[dict(eps=0)]), r'^fpq\.distillation\.eps: must be'),
+    (dict(attention=dict(bits=0)), r'^fpq\.attention\.bits: must be an int'),
+    (dict(first_last_bits=1), r'^fpq\.first_last_bits: bits must be an int'),
+    (dict(overrides={'2': dict(activation=dict(bits=1))}),
+     r"^fpq\.overrides\['2'\]\.activation\.bits: must be an integer"),
+    (dict(overrides={'2': dict(activation=dict(type='DoReFaFakeQuantize'))}),
+     r"^fpq\.overrides\['2'\]\.activation\.type: DoReFaFakeQuantize is for"),
+    (dict(calibration=dict(num_images=True)),
+     r'^fpq\.calibration\.num_images: must be a positive integer'),
+])
+def test_messages_have_the_full_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**options)
+    with pytest.raises(ValueError, match=message):
+        FPQHook(**options)
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (dict(teacher=3), r'^fpq\.teacher: must be the path or URL'),
+    (dict(calibration=100), r'^fpq\.calibration: must be a dict'),
+    (dict(skip='head'), r'^fpq\.skip: must be a list of patterns'),
+    (dict(distill_skip='head'), r'^fpq\.distill_skip: must be a list'),
+    (dict(overrides=['head']), r'^fpq\.overrides: must be a dict'),
+    (dict(overrides=dict(head=8)), r"^fpq\.overrides\['head'\]: must be a"),
+    (dict(weight='LSQ'), r'^fpq\.weight: must be a dict or None'),
+])
+def test_wrong_types_have_the_full_name(options, message):
+    with pytest.raises(TypeError, match=message):
+        Recipe(**options)
+
+
+def test_an_unknown_option_names_the_nearest():
+    with pytest.raises(ValueError, match=r"^fpq: unknown option 'bit'. Did "
+                       "you mean 'bits'"):
+        Recipe.of(dict(bit='w4a4'))
+
+
+def test_it_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Recipe().preset = 'recommended'
+
+
+def test_its_line_tells_all_parts():
+    line = Recipe(preset='recommended', bits='w2a32').describe()
+    assert line == (
+        "preset 'recommended': weight LSQFakeQuantize(bits=2), activation "
+        'off, perturbation StochasticFeaturePerturbation(p=0.5), '
+        'distillation LogitKD(loss_weight=3.0, temperature=4.0)')
+    assert Recipe(distillation=None).describe().endswith('distillation off')
+
+
+def test_is_float():
+    off = dict(weight=None, activation=dict(bits=32))
+    assert Recipe(**off).is_float()
+    assert Recipe(bits='w32a32').is_float()
+    assert not Recipe(**off, overrides={'0': dict(weight=dict(bits=4))}
+                      ).is_float()
+
+
+def test_a_loss_of_ones_own(monkeypatch):
+
+    class Distance(DistillationLoss):
+        label = 'distance'
+
+        def __init__(self, loss_weight=1.0):
+            super().__init__()
+            self.loss_weight = loss_weight
+
+        def forward(self, student, teacher, channel_axis):
+            return self.loss_weight * (student - teacher).abs().mean()
+
+    monkeypatch.setitem(MODELS._module_dict, 'Distance', Distance)
+    loss, = Recipe(distillation=dict(type='Distance',
+                                     loss_weight=2.0)).losses()
+    assert loss(torch.zeros(3, 2), torch.ones(3, 2), -1) == 2
