@@ -21,7 +21,11 @@ MMPRETRAIN = [
     'setuptools>=68,<81',
     'openxlab<0.0.12',
 ]
-EXPORT = ['onnx>=1.17,<1.21', 'onnxruntime>=1.20,<1.25']
+EXPORT = [
+    'onnx>=1.17,<1.21',
+    'onnx-ir>=1.0,<2',
+    'onnxruntime>=1.20,<1.25',
+]
 BREVITAS = [
     # Below 0.14: the adapters use what Brevitas does not promise to keep.
     'brevitas>=0.13.4,<0.14',

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import torch
 from torch import nn
 
@@ -34,12 +35,12 @@ def exported_layers(model: nn.Module) -> tuple[ExportedLayer, ...]:
         for name, layer in quantized_layers(model).items())
 
 
-def add_metadata(proto: onnx.ModelProto, model: nn.Module,
+def add_metadata(built: ir.Model, model: nn.Module,
                  source: dict[str, str]) -> None:
     """Write bits, the scales' source and versions into the file.
 
     Args:
-        proto (onnx.ModelProto): The exported model, changed in place.
+        built (ir.Model): The exported model, changed in place.
         model (nn.Module): The model it was made from.
         source (dict[str, str]): Where the weights come from.
     """
@@ -53,18 +54,17 @@ def add_metadata(proto: onnx.ModelProto, model: nn.Module,
         layer.name: f'W{layer.weight_bits}A{layer.activation_bits}'
         for layer in exported_layers(model)
     }
-    onnx.helper.set_model_props(
-        proto, {
-            'fpq.version': __version__,
-            'fpq.torch': torch.__version__,
-            'fpq.onnx': onnx.__version__,
-            'fpq.scales': ', '.join(sorted(kinds)),
-            'fpq.bits': json.dumps(layers, separators=(',', ':')),
-            **{f'fpq.{key}': value
-               for key, value in source.items()}
-        })
-    proto.producer_name = 'fpq-openmmlab'
-    proto.producer_version = __version__
+    built.metadata_props.update({
+        'fpq.version': __version__,
+        'fpq.torch': torch.__version__,
+        'fpq.onnx': onnx.__version__,
+        'fpq.scales': ', '.join(sorted(kinds)),
+        'fpq.bits': json.dumps(layers, separators=(',', ':')),
+        **{f'fpq.{key}': value
+           for key, value in source.items()}
+    })
+    built.producer_name = 'fpq-openmmlab'
+    built.producer_version = __version__
 
 
 TOLERANCE = 0.1
@@ -81,8 +81,8 @@ def export_onnx(model: nn.Module,
 
     The file has QuantizeLinear and DequantizeLinear of the standard, integer
     weights, batch norms folded where that is exact, and a free batch size.
-    SFP, CSD, teacher and calibration leave no trace. It is written whole, or
-    not at all.
+    SFP, CSD, teacher and calibration leave no trace. A file is written
+    completely, or not at all.
 
     Args:
         model (nn.Module): A quantized model of any backend, on the CPU; it
@@ -127,11 +127,11 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
         raise ValueError('not exported: there is no input to compare on')
     example = first[0]
     # The second has no integer biases, should they cost accuracy.
-    protos = [build_onnx(model, example[:2], whole, unsigned)
-              for whole in (True, False)]
-    for proto in protos:
-        add_metadata(proto, model, source)
-    contents = [proto.SerializeToString() for proto in protos]
+    models = [build_onnx(model, example[:2], integer_biases, unsigned)
+              for integer_biases in (True, False)]
+    for built in models:
+        add_metadata(built, model, source)
+    contents = [content_of(built) for built in models]
     if contents[0] == contents[1]:
         del contents[1]
     sessions = [open_session(content) for content in contents]
@@ -140,7 +140,7 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
                  if parity.holds(tolerance)), len(found) - 1)
     found[best].refuse(tolerance)
     content, exported = contents[best], sessions[best]
-    in_float = build_float_onnx(model, example[:2]).SerializeToString()
+    in_float = content_of(build_float_onnx(model, example[:2]))
     runs = [exported, open_session(content, unpack=True),
             open_session(in_float)]
     times = tuple(
@@ -149,8 +149,13 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
     _write(path, content)
     return ExportReport(
         str(path), len(content), len(in_float),
-        protos[0].opset_import[0].version, found[best], times,
+        models[0].opset_imports[''], found[best], times,
         exported_layers(model))
+
+
+def content_of(model: ir.Model) -> bytes:
+    """The bytes of a model's file."""
+    return ir.to_proto(model).SerializeToString()
 
 
 def _write(path: Path, content: bytes) -> None:
