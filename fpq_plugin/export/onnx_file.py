@@ -1,30 +1,45 @@
-"""A trained model becomes an ONNX file that was run."""
+"""A trained model becomes an ONNX file, once onnxruntime has run it.
+
+Two versions are built, with biases as integers and in float. The first whose
+answers are those of the trained model, on real inputs, is written; if none
+is, nothing is. Importing this module needs neither onnx nor onnxruntime, so
+that a run can look at the target's needs before it trains.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterable
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnx
-import onnx_ir as ir
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .._compat.restoring import kept_modes
 from ..layers import quantized_layers
 from ..options import OFF_BITS
 from ..version import __version__
-from .build import build_float_onnx, build_onnx
-from .parity import Batch, measure_parity
+from .parity import TOLERANCE, Batch, measure_parity
 from .report import ExportedLayer, ExportReport, Latency
-from .runtime import latencies, open_session, saturates
+from .targets import Target, register_target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 def exported_layers(model: nn.Module) -> tuple[ExportedLayer, ...]:
-    """The model's quantized layers with their bits."""
+    """The model's quantized layers with their bits.
+
+    Args:
+        model (nn.Module): A quantized model.
+
+    Returns:
+        tuple[ExportedLayer, ...]: In the order of the model.
+    """
 
     def bits(quantizer: nn.Module | None) -> int:
         return OFF_BITS if quantizer is None else quantizer.num_bits
@@ -57,7 +72,7 @@ def add_metadata(built: ir.Model, model: nn.Module,
     built.metadata_props.update({
         'fpq.version': __version__,
         'fpq.torch': torch.__version__,
-        'fpq.onnx': onnx.__version__,
+        'fpq.onnx': version('onnx'),
         'fpq.scales': ', '.join(sorted(kinds)),
         'fpq.bits': json.dumps(layers, separators=(',', ':')),
         **{f'fpq.{key}': value
@@ -67,7 +82,6 @@ def add_metadata(built: ir.Model, model: nn.Module,
     built.producer_version = __version__
 
 
-TOLERANCE = 0.1
 LARGEST_TIMED = 32
 
 
@@ -108,7 +122,11 @@ def export_onnx(model: nn.Module,
         ValueError: If something cannot be exported; the message names it.
         ParityError: If the exported model answers otherwise.
         FileNotFoundError: If there is no folder for the file.
+        ImportError: If onnx, onnx-ir or onnxruntime is missing.
     """
+    ONNX.require_packages()
+    from .runtime import saturates
+
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f'not exported: no folder {path.parent}')
@@ -121,6 +139,9 @@ def export_onnx(model: nn.Module,
 def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
             tolerance: float, source: dict[str, str],
             unsigned: bool) -> ExportReport:
+    from .build import build_float_onnx, build_onnx
+    from .runtime import latencies, open_session
+
     batches = iter(batches)
     first = next(batches, None)
     if first is None:
@@ -155,7 +176,9 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
 
 def content_of(model: ir.Model) -> bytes:
     """The bytes of a model's file."""
-    return ir.to_proto(model).SerializeToString()
+    from onnx_ir import to_proto
+
+    return to_proto(model).SerializeToString()
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -166,3 +189,27 @@ def _write(path: Path, content: bytes) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_onnx(model: nn.Module, example: Tensor) -> None:
+    """Build the model as ONNX in memory: what cannot be exported raises.
+
+    Args:
+        model (nn.Module): In eval mode, takes and returns one tensor.
+        example (Tensor): An input, (N, ...).
+
+    Raises:
+        ValueError: If something cannot be exported; the message names it.
+    """
+    from .build import build_onnx
+
+    build_onnx(model, example)
+
+
+ONNX = register_target(Target(
+    name='ONNX',
+    endings=('.onnx', ),
+    packages=('onnx', 'onnx_ir', 'onnxruntime'),
+    extra='export',
+    check=check_onnx,
+    write=export_onnx))
