@@ -63,6 +63,7 @@ setup(
         'brevitas_adapters': ['py.typed'],
         'mm_configs': ['**/*.py'],
     },
+    entry_points=dict(console_scripts=['fpq = fpq_plugin.cli:main']),
     install_requires=['torch>=2.1', 'mmengine>=0.10.7', 'numpy', 'rich'],
     extras_require=dict(
         mmpretrain=MMPRETRAIN,
