@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import os.path as osp
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from .._compat.restoring import kept_modes
 from ..export import ExportReport
-from ..export.parity import TOLERANCE, Batch
+from ..export.parity import TOLERANCE, Batch, with_progress
 from ..export.targets import target_of
 from .inference import load_model
 
@@ -131,9 +132,13 @@ def export_checkpoint(config: str | Config,
     source = dict(checkpoint=os.path.basename(checkpoint))
     if model._config.filename is not None:
         source['config'] = os.path.basename(model._config.filename)
-    batches = image_batches(model, loader or ordered_images(model._config),
-                            images)
-    return target.write(model, path, batches, tolerance, source, **options)
+    loader = loader or ordered_images(model._config)
+    batches = with_progress(image_batches(model, loader, images),
+                            min(images, len(loader.dataset)))
+    # What an error leaves unread would leave the bar on the screen.
+    with closing(batches):
+        return target.write(model, path, batches, tolerance, source,
+                            **options)
 
 
 class ExportAtEnd:
