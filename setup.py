@@ -21,7 +21,11 @@ MMPRETRAIN = [
     'setuptools>=68,<81',
     'openxlab<0.0.12',
 ]
-EXPORT = ['onnx>=1.17,<1.21', 'onnxruntime>=1.20,<1.25']
+EXPORT = [
+    'onnx>=1.17,<1.21',
+    'onnx-ir>=1.0,<2',
+    'onnxruntime>=1.20,<1.25',
+]
 BREVITAS = [
     # Below 0.14: the adapters use what Brevitas does not promise to keep.
     'brevitas>=0.13.4,<0.14',
@@ -59,6 +63,7 @@ setup(
         'brevitas_adapters': ['py.typed'],
         'mm_configs': ['**/*.py'],
     },
+    entry_points=dict(console_scripts=['fpq = fpq_plugin.cli:main']),
     install_requires=['torch>=2.1', 'mmengine>=0.10.7', 'numpy', 'rich'],
     extras_require=dict(
         mmpretrain=MMPRETRAIN,

@@ -11,10 +11,12 @@ from .version import __version__
 
 COMMANDS = (add_export, add_analyze)
 """Each takes the parser's subcommands, adds one, and sets ``run`` on it."""
+USER_ERRORS = (ValueError, TypeError, ImportError, FileNotFoundError)
+"""What a wrong argument, file or installation raises."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command; what the user can mend ends without a traceback.
+    """Run the command; a wrong argument or file ends without a traceback.
 
     Args:
         argv (list[str], optional): Its arguments. Defaults to None, those
@@ -35,6 +37,3 @@ def main(argv: list[str] | None = None) -> None:
         args.run(args)
     except USER_ERRORS as error:
         sys.exit(f'fpq: error: {error}')
-
-
-USER_ERRORS = (ValueError, TypeError, ImportError, FileNotFoundError)

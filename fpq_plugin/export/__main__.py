@@ -1,6 +1,8 @@
-"""``python -m fpq_plugin.export``, as before there was ``fpq``."""
+"""``python -m fpq_plugin.export``, the same as ``fpq export``."""
 
-from .command import main
+import sys
+
+from ..cli import main
 
 if __name__ == '__main__':
-    main()
+    main(['export', *sys.argv[1:]])

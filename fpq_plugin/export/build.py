@@ -1,4 +1,16 @@
-"""From a trained model to the bytes of an ONNX file."""
+"""From a trained model to an ONNX model, in memory.
+
+torch traces the model. While it does, each fake quantizer is replaced by a
+mark: a node ``fpq::FakeQuantize`` with the quantizer's number, so that the
+trace holds where values are quantized and nothing of how. The marks then
+become nodes of the standard, in this order:
+
+1. :func:`.lowering.find_weights` computes the integers of the weights.
+2. :func:`.folding.fold_batch_norm` multiplies batch norms into their steps,
+   and :func:`.folding.lower_biases` makes biases integers.
+3. :func:`.lowering.store_weights` and :func:`.lowering.lower_features` write
+   the integers, and QuantizeLinear and DequantizeLinear.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +21,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import onnx
+import onnx_ir as ir
 import torch
 from onnx import version_converter
 from torch import Tensor, nn
@@ -17,16 +30,17 @@ from torch.autograd import Function
 from .._compat.versions import onnx_tracer_options
 from ..quantizers import Quantizer
 from .folding import fold_batch_norm, lower_biases
-from .graph import Graph
-from .integers import integers
+from .integers import integer_grid
 from .lowering import (
+    MARK,
+    find_weights,
     fold_weights,
     lower_features,
-    lower_weights,
     marks,
     number_of,
     store_weights,
 )
+from .rewriting import finish_graph, read_graph
 
 DOMAIN = 'fpq'
 INPUT, OUTPUT = 'input', 'output'
@@ -44,7 +58,7 @@ class _Mark(Function):
 
     @staticmethod
     def symbolic(g, x, number: int):
-        return g.op(f'{DOMAIN}::FakeQuantize', x,
+        return g.op(f'{DOMAIN}::{MARK}', x,
                     number_i=number).setType(x.type())
 
 
@@ -136,7 +150,7 @@ def refuse_unexportable(model: nn.Module) -> None:
     reasons = []
     for name, quantizer in quantizers_of(model).items():
         try:
-            integers(quantizer)
+            integer_grid(quantizer)
         except ValueError as error:
             reasons.append(f'{name}: {error}')
     if reasons:
@@ -155,20 +169,20 @@ def quantizers_of(model: nn.Module) -> dict[str, Quantizer]:
 
 def build_onnx(model: nn.Module,
                example: Tensor,
-               whole_biases: bool = True,
-               unsigned_weights: bool = False) -> onnx.ModelProto:
+               integer_biases: bool = True,
+               unsigned_weights: bool = False) -> ir.Model:
     """Build the ONNX model of a quantized torch model.
 
     Args:
         model (nn.Module): In eval mode, takes and returns one tensor.
-        example (Tensor): An input, the first axis is the batch.
-        whole_biases (bool): Whether biases become integers where 8-bit
+        example (Tensor): An input, (N, ...).
+        integer_biases (bool): Whether biases become integers where 8-bit
             kernels take them. Defaults to True.
         unsigned_weights (bool): Whether 8-bit weights are uint8 instead of
             int8. Defaults to False.
 
     Returns:
-        onnx.ModelProto: The checked model; its batch size is free.
+        ir.Model: The checked model; its batch size is free.
 
     Raises:
         ValueError: If something cannot be exported; the message names it.
@@ -180,44 +194,42 @@ def build_onnx(model: nn.Module,
                          'is switched on. Give the config that it was trained '
                          'with by FPQ')
     names, quantizers = list(found), list(found.values())
-    proto = trace(model, quantizers, example)
-    graph = Graph(proto)
-    fold_weights(graph, model, quantizers, example)
-    stored = {number_of(mark) for mark in marks(graph, of_weights=True)}
-    opset = max((integers(quantizers[n], of_weight=True).carrier.opset
-                 for n in stored), default=0)
-    if opset > TRACED_OPSET:
-        proto = version_converter.convert_version(proto, opset)
-        graph = Graph(proto)
-        fold_weights(graph, model, quantizers, example)
-    weights = lower_weights(graph, quantizers, names)
+    built = read_graph(trace(model, quantizers, example))
+    fold_weights(built.graph, model, quantizers, example)
+    built = _with_needed_opset(built, quantizers)
+    graph = built.graph
+    weights = find_weights(graph, quantizers, names)
     fold_batch_norm(graph, weights)
-    lower_biases(graph, weights, quantizers, whole_biases)
+    lower_biases(graph, weights, quantizers, integer_biases)
     store_weights(graph, weights, unsigned_weights)
     lower_features(graph, quantizers)
-    return _finish(proto, graph)
+    finish_graph(built)
+    return built
 
 
-def build_float_onnx(model: nn.Module, example: Tensor) -> onnx.ModelProto:
+def _with_needed_opset(model: ir.Model,
+                       quantizers: Sequence[Quantizer]) -> ir.Model:
+    """The model in the first opset that has its weights' types."""
+    grids = [integer_grid(quantizers[number_of(mark)], stored=True)
+             for mark in marks(model.graph, of_weights=True)]
+    opset = max((grid.type.opset for grid in grids), default=0)
+    if opset <= TRACED_OPSET:
+        return model
+    return read_graph(
+        version_converter.convert_version(ir.to_proto(model), opset))
+
+
+def build_float_onnx(model: nn.Module, example: Tensor) -> ir.Model:
     """The same without quantization, to measure against.
 
     Args:
         model (nn.Module): In eval mode, takes and returns one tensor.
-        example (Tensor): An input, the first axis is the batch.
+        example (Tensor): An input, (N, ...).
 
     Returns:
-        onnx.ModelProto: The checked model, in float32.
+        ir.Model: The checked model, in float32.
     """
     quantizers = list(quantizers_of(model).values())
-    proto = trace(model, quantizers, example, marked=False)
-    return _finish(proto, Graph(proto))
-
-
-def _finish(proto: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
-    graph.settle(proto)
-    for entry in [e for e in proto.opset_import if e.domain == DOMAIN]:
-        proto.opset_import.remove(entry)
-    # Runtimes refuse an IR version that is newer than they are.
-    proto.ir_version = 10 if proto.opset_import[0].version > 20 else 8
-    onnx.checker.check_model(proto, full_check=True)
-    return proto
+    built = read_graph(trace(model, quantizers, example, marked=False))
+    finish_graph(built)
+    return built

@@ -1,53 +1,102 @@
-"""Export a trained FPQ checkpoint to ONNX that onnxruntime has run.
-
-Compares the file with the trained model on test images, and prints bits,
-sizes and times. Nothing is written if they do not agree.
-"""
+"""``fpq export``: from a config and a checkpoint to a file that was run."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
+from typing import Any
 
 from ..openmmlab.export_run import IMAGES, export_checkpoint
-from .onnx_file import TOLERANCE
-from .parity import ParityError
+from .parity import TOLERANCE, ParityError
+from .targets import known_endings, target_of
+
+DESCRIPTION = """\
+Export a checkpoint that was trained with FPQHook to a file with integer
+weights. The file is run and compared with the trained model on the first
+images of the config's test data. Nothing is written if they do not agree.
+"""
+EPILOG = """\
+example:
+  fpq export my_fpq_config.py work_dirs/my_fpq_config/epoch_100.pth \\
+      -o model.onnx --json model.json
+
+what it prints:
+  One line for each quantized layer:
+    W bits, A bits    bits of its weight and of its input, 32 for float
+    weights           how many weights it has
+  Then the file against that of the same model in full precision. A ratio
+  below 1 is smaller, or faster:
+    file, kB          its size, in 1000 bytes
+    ms, batch N       one call with N images on this machine's CPU, median
+    ..., unpacked     the same with weights made float as the file is opened,
+                      which is faster where a layer has no integer kernel
+  Then how its answers compare with the trained model's: the share of equal
+  classes, the differences of the outputs next to their spread (standard
+  deviation), and top-1 of both if the data has labels.
+"""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog='python -m fpq_plugin.export', description=__doc__)
-    parser.add_argument('config', help='the config of the training')
-    parser.add_argument('checkpoint')
-    parser.add_argument('-o', '--out', required=True, help='the file to write')
+def add_command(commands: Any) -> None:
+    """Add ``export`` to the commands of ``fpq``.
+
+    Args:
+        commands (argparse._SubParsersAction): The commands. The new one's
+            ``run`` takes its parsed arguments.
+    """
+    parser = commands.add_parser(
+        'export', help='a checkpoint to a file with integer weights',
+        description=DESCRIPTION, epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', metavar='CONFIG',
+                        help='the config of the training')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT',
+                        help='what the training saved, a path or a URL')
     parser.add_argument(
-        '--images', type=int, default=IMAGES,
-        help='test images to compare on (default: %(default)s)')
+        '-o', '--out', metavar='FILE', required=True,
+        help=f'the file to write, its ending says what: {known_endings()}')
     parser.add_argument(
-        '--tolerance', type=float, default=TOLERANCE,
-        help='%% of the classes that may differ (default: %(default)s)')
+        '--images', metavar='N', type=int, default=IMAGES,
+        help='images of the test data to compare on (default: %(default)s)')
+    parser.add_argument(
+        '--tolerance', metavar='PERCENT', type=float, default=TOLERANCE,
+        help='share of the classes that may differ (default: %(default)s)')
     parser.add_argument(
         '--unsigned-weights', action=argparse.BooleanOptionalAction,
         help='8-bit weights as uint8, right on every processor, or as int8 '
         '(default: uint8 where kernels for int8 saturate on this one)')
-    parser.add_argument('--json', type=Path, help='write the figures here')
-    args = parser.parse_args()
+    parser.add_argument('--json', metavar='FILE', type=Path,
+                        help='write the figures here, too')
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export, and print what came out.
+
+    Args:
+        args (argparse.Namespace): What the parser of :func:`add_command`
+            made.
+
+    Raises:
+        ValueError: If an argument is wrong, the model cannot be exported, or
+            the exported one answers otherwise.
+        ImportError: If a package is missing.
+        FileNotFoundError: If a file or a folder is missing.
+    """
+    target_of(args.out)
     if args.images < 1:
-        parser.error(f'--images must be at least 1, got {args.images}')
-    if args.json is not None and not args.json.parent.is_dir():
-        parser.error(f'--json: no folder {args.json.parent}')
+        raise ValueError(f'--images must be at least 1, got {args.images}')
+    for option, file in (('--out', Path(args.out)), ('--json', args.json)):
+        if file is not None and not file.parent.is_dir():
+            raise FileNotFoundError(f'{option}: no folder {file.parent}')
+    options = {} if args.unsigned_weights is None else dict(
+        unsigned_weights=args.unsigned_weights)
     try:
         report = export_checkpoint(args.config, args.checkpoint, args.out,
-                                   args.images, args.tolerance,
-                                   unsigned_weights=args.unsigned_weights)
-    except (ValueError, FileNotFoundError, ParityError) as error:
-        sys.exit(f'{parser.prog}: {error}')
+                                   args.images, args.tolerance, **options)
+    except ParityError as error:
+        # The command ends as over any other input that does not do.
+        raise ValueError(str(error)) from error
     print(report)
     if args.json is not None:
         args.json.write_text(json.dumps(report.as_dict(), indent=1) + '\n')
-
-
-if __name__ == '__main__':
-    main()

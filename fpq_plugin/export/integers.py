@@ -1,4 +1,12 @@
-"""A fake quantizer as numbers: integers, steps, zero points, their type."""
+"""A fake quantizer as the numbers that a file needs, in numpy.
+
+A fake quantizer computes ``s (clip(round(x / s) + z, low, high) - z)``
+(arXiv 2503.11159, eq. (3)). An export needs the step s, the zero point z, the
+bounds and a type that holds the integers: :func:`integer_grid`. For a weight
+it needs the integers themselves, too: :func:`weight_integers`. Nothing here
+knows of ONNX, apart from the names of its types; :mod:`.torch_int8` uses the
+same numbers.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +15,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import TensorProto
 
 from ..quantizers import Quantizer
 
 
 @dataclass(frozen=True)
-class Carrier:
-    """A standard integer type.
+class IntegerType:
+    """An integer type of the ONNX standard.
 
     Attributes:
-        code (int): ONNX's number of the type.
+        name (str): Its name there, such as 'INT4'.
         low (int): Its lowest value.
         high (int): Its highest value.
         opset (int): First opset whose QuantizeLinear takes it.
     """
 
-    code: int
+    name: str
     low: int
     high: int
     opset: int
@@ -32,41 +39,36 @@ class Carrier:
         """Whether all integers of ``[low, high]`` fit."""
         return self.low <= low and high <= self.high
 
-    def tensor(self, values: np.ndarray) -> TensorProto:
-        """``values`` in this type, two in a byte if it has four bits."""
-        flat = np.ascontiguousarray(values).ravel().astype(np.int16)
-        if self.high - self.low == 15:
-            nibbles = np.pad(flat & 15, (0, flat.size % 2))
-            packed = (nibbles[::2] | nibbles[1::2] << 4).astype(np.uint8)
-        else:
-            packed = (flat & 255).astype(np.uint8)
-        return TensorProto(
-            data_type=self.code,
-            dims=values.shape,
-            raw_data=packed.tobytes())
 
-
-UINT8 = Carrier(TensorProto.UINT8, 0, 255, 10)
-CARRIERS = (
-    Carrier(TensorProto.UINT4, 0, 15, 21),
-    Carrier(TensorProto.INT4, -8, 7, 21),
+UINT8 = IntegerType('UINT8', 0, 255, 10)
+INTEGER_TYPES = (
+    IntegerType('UINT4', 0, 15, 21),
+    IntegerType('INT4', -8, 7, 21),
     UINT8,
-    Carrier(TensorProto.INT8, -128, 127, 10),
+    IntegerType('INT8', -128, 127, 10),
 )
 """From narrow to wide."""
 
 
-def carrier(low: int, high: int, stored: bool) -> Carrier:
+def narrowest_type(low: int, high: int, stored: bool) -> IntegerType:
     """The narrowest type that holds all integers of ``[low, high]``.
 
     Signed ranges get a signed type: weights stay symmetric. Features, which
     are not stored, get eight bits: onnxruntime 1.24 cannot open a Clip, as
     ReLU6 is one, in front of a QuantizeLinear to four.
 
+    Args:
+        low (int): The lowest integer.
+        high (int): The highest integer.
+        stored (bool): Whether the file holds the integers.
+
+    Returns:
+        IntegerType: The type.
+
     Raises:
         ValueError: If there is none.
     """
-    for kind in CARRIERS:
+    for kind in INTEGER_TYPES:
         if kind.holds(low, high) and (kind.low < 0) == (low < 0) and (
                 stored or kind.opset < 21):
             return kind
@@ -74,17 +76,18 @@ def carrier(low: int, high: int, stored: bool) -> Carrier:
 
 
 @dataclass
-class Integers:
-    """A quantizer's grid in numpy, for a tensor of features or a weight.
+class IntegerGrid:
+    """A quantizer's grid, for a tensor of features or a weight.
 
     Attributes:
-        step (np.ndarray): float32, () or (C,).
+        step (np.ndarray): float32, () or (C,), in units of the tensor.
         zero_point (np.ndarray): int64, of ``step``'s shape.
         low (int): Lowest integer.
         high (int): Highest integer.
         axis (int, optional): Axis with a step for each index, if any.
-        carrier (Carrier): The type that holds the integers.
-        weight (np.ndarray, optional): int64, a weight's integers.
+        type (IntegerType): The type that holds the integers.
+        weight (np.ndarray, optional): int64, a weight's integers, of the
+            weight's shape.
     """
 
     step: np.ndarray
@@ -92,12 +95,12 @@ class Integers:
     low: int
     high: int
     axis: int | None
-    carrier: Carrier
+    type: IntegerType
     weight: Any = None
 
-    def is_full(self) -> bool:
+    def fills_type(self) -> bool:
         """Whether its range is that of the type."""
-        return (self.low, self.high) == (self.carrier.low, self.carrier.high)
+        return (self.low, self.high) == (self.type.low, self.type.high)
 
     def may_saturate(self) -> bool:
         """Whether two products with uint8 can pass a signed 16-bit sum."""
@@ -118,15 +121,16 @@ class Integers:
             self.axis = perm.index(self.axis)
 
 
-def integers(quantizer: Quantizer, of_weight: bool = False) -> Integers:
-    """What ``quantizer`` computes with.
+def integer_grid(quantizer: Quantizer, stored: bool = False) -> IntegerGrid:
+    """The numbers that ``quantizer`` computes with.
 
     Args:
         quantizer (Quantizer): The quantizer.
-        of_weight (bool): Whether its integers are stored. Defaults to False.
+        stored (bool): Whether the file holds its integers, as it does those
+            of a weight. Defaults to False.
 
     Returns:
-        Integers: Its grid, and the type for its integers.
+        IntegerGrid: Its grid, and the type for its integers.
 
     Raises:
         ValueError: With the reason, if no standard node can stand for it.
@@ -145,24 +149,27 @@ def integers(quantizer: Quantizer, of_weight: bool = False) -> Integers:
         raise ValueError('its zero point is not an integer')
     low, high = int(grid.quant_min), int(grid.quant_max)
     zero_point = zero_point.astype(np.int64)
-    kind = carrier(min(low, int(zero_point.min())),
-                   max(high, int(zero_point.max())), of_weight)
-    return Integers(step, zero_point, low, high, grid.ch_axis, kind)
+    kind = narrowest_type(min(low, int(zero_point.min())),
+                          max(high, int(zero_point.max())), stored)
+    return IntegerGrid(step, zero_point, low, high, grid.ch_axis, kind)
 
 
 @torch.no_grad()
-def weight_integers(quantizer: Quantizer, weight: np.ndarray) -> Integers:
+def weight_integers(quantizer: Quantizer, weight: np.ndarray) -> IntegerGrid:
     """The same, with the integers of ``weight`` itself.
 
     Args:
         quantizer (Quantizer): The weight's quantizer.
         weight (np.ndarray): float32, as the quantizer takes it.
 
+    Returns:
+        IntegerGrid: The grid, with ``weight``.
+
     Raises:
         ValueError: With the reason, if the values that the quantizer gives
             are not those of its integers.
     """
-    found = integers(quantizer, of_weight=True)
+    found = integer_grid(quantizer, stored=True)
     values = quantizer.fake_quantize(torch.tensor(
         weight, device=quantizer.bits.device)).cpu().numpy()
     found.weight = np.zeros(weight.shape, np.int64)

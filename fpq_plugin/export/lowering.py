@@ -1,146 +1,49 @@
-"""Fake quantizers become QuantizeLinear and DequantizeLinear."""
+"""Fake quantizers become QuantizeLinear and DequantizeLinear.
+
+The traced graph has a mark, a node ``fpq::FakeQuantize`` with a number, where
+the model calls a fake quantizer (see :mod:`.build`). A mark on a constant is
+a weight's: the weight is stored as integers, and a DequantizeLinear makes it
+float. A mark on features becomes QuantizeLinear and DequantizeLinear.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
 
 from ..quantizers import Quantizer
-from .graph import Graph
-from .integers import UINT8, Integers, integers, weight_integers
+from .integers import UINT8, IntegerGrid, integer_grid, weight_integers
+from .rewriting import add_constant, only_reader, replace_nodes
 
 MARK = 'FakeQuantize'
+Weights = dict[ir.Value | None, IntegerGrid]
+"""The grid of each quantized weight, by the value that stands for it."""
 
 
-def lower_weights(graph: Graph, quantizers: Sequence[Quantizer],
-                  names: Sequence[str]) -> dict[str, Integers]:
-    """Take the weights' quantizers out of the graph.
-
-    Args:
-        graph (Graph): The traced graph, changed in place.
-        quantizers (Sequence[Quantizer]): Those of the marks' numbers.
-        names (Sequence[str]): Their names, for messages.
-
-    Returns:
-        dict[str, Integers]: The integers of each quantized weight, by the
-        name of the tensor that stands for it; :func:`store_weights` makes
-        that tensor.
-
-    Raises:
-        ValueError: Naming a weight that no integers stand for.
-    """
-    found: dict[str, Integers] = {}
-    first: dict[tuple[str, int], str] = {}
-    for node in marks(graph, of_weights=True):
-        number = number_of(node)
-        key = (node.input[0], number)
-        if first.setdefault(key, node.output[0]) != node.output[0]:
-            # A layer that is called twice has one weight.
-            graph.replace_input(node.output[0], first[key])
-            graph.nodes.remove(node)
-    for node in marks(graph, of_weights=True):
-        number = number_of(node)
-        try:
-            numbers = weight_integers(quantizers[number],
-                                      graph.value(node.input[0]))
-        except ValueError as error:
-            raise ValueError(
-                f'not exported: {names[number]}: {error}') from error
-        name = node.output[0]
-        turn = graph.only_consumer(name)
-        if turn is not None and turn.op_type == 'Transpose':
-            numbers.transpose(list(turn.attribute[0].ints))
-            name = turn.output[0]
-            graph.nodes.remove(turn)
-        graph.nodes.remove(node)
-        found[name] = numbers
-    return found
-
-
-def store_weights(graph: Graph, weights: dict[str, Integers],
-                  unsigned: bool) -> None:
-    """Store each weight as integers that a DequantizeLinear reads.
-
-    Args:
-        graph (Graph): The graph, changed in place.
-        weights (dict[str, Integers]): The weights, by tensor.
-        unsigned (bool): Whether int8 becomes uint8, 128 higher, where it
-            may saturate.
-    """
-    for name, numbers in weights.items():
-        if unsigned and numbers.carrier.low == -128 and numbers.may_saturate():
-            numbers.weight = numbers.weight + 128
-            numbers.zero_point = numbers.zero_point + 128
-            numbers.carrier = UINT8
-        integer = graph.new_name()
-        graph.constants[integer] = numbers.carrier.tensor(numbers.weight)
-        _dequantize(graph, integer, _parameters(graph, numbers), numbers,
-                    name)
-
-
-def lower_features(graph: Graph, quantizers: Sequence[Quantizer]) -> None:
-    """Make each remaining mark QuantizeLinear and DequantizeLinear.
-
-    A Clip in front keeps a range that is narrower than its type. Its bounds
-    are values of the grid, so it changes no other value.
-    """
-    for node in marks(graph, of_weights=False):
-        numbers = integers(quantizers[number_of(node)])
-        x = node.input[0]
-        if not numbers.is_full():
-            bounds = [(end - numbers.zero_point) * numbers.step
-                      for end in (numbers.low, numbers.high)]
-            x = graph.add('Clip', [
-                x, *(graph.add_constant(b.astype(np.float32)) for b in bounds)
-            ], graph.new_name())
-        graph.nodes.remove(node)
-        parameters = _parameters(graph, numbers)
-        integer = graph.add('QuantizeLinear', [x, *parameters],
-                            graph.new_name(), **_axis(numbers))
-        _dequantize(graph, integer, parameters, numbers, node.output[0])
-
-
-def number_of(mark: onnx.NodeProto) -> int:
+def number_of(mark: ir.Node) -> int:
     """The number of the quantizer that a mark stands for."""
-    return mark.attribute[0].i
+    return mark.attributes['number'].as_int()
 
 
-def marks(graph: Graph, of_weights: bool) -> list[onnx.NodeProto]:
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether a value is known before an input is."""
+    return value is not None and value.is_initializer()
+
+
+def marks(graph: ir.Graph, of_weights: bool) -> list[ir.Node]:
     """The marks on constants, or those on features."""
     return [
-        node for node in graph.nodes if node.op_type == MARK
-        and (node.input[0] in graph.constants) == of_weights
+        node for node in graph if node.op_type == MARK
+        and is_constant(node.inputs[0]) == of_weights
     ]
 
 
-def _dequantize(graph: Graph, integer: str, parameters: list[str],
-                numbers: Integers, output: str) -> None:
-    graph.add('DequantizeLinear', [integer, *parameters], output,
-              **_axis(numbers))
-
-
-def _parameters(graph: Graph, numbers: Integers) -> list[str]:
-    """Step and zero point, as both nodes take them.
-
-    onnxruntime's QGemm wants a weight's zero point where it is 0 as well, and
-    1.24 ends the process over a convolution without with its
-    session.x64quantprecision.
-    """
-    zero_point = graph.new_name()
-    graph.constants[zero_point] = numbers.carrier.tensor(numbers.zero_point)
-    return [graph.add_constant(numbers.step), zero_point]
-
-
-def _axis(numbers: Integers) -> dict[str, int]:
-    return {} if numbers.axis is None else dict(axis=numbers.axis)
-
-
-def fold_weights(graph: Graph, model: nn.Module,
+def fold_weights(graph: ir.Graph, model: nn.Module,
                  quantizers: Sequence[Quantizer], example: Tensor) -> None:
     """Make what a mark reads a constant, where no input has a part in it.
 
@@ -148,26 +51,26 @@ def fold_weights(graph: Graph, model: nn.Module,
     torch's own: at the edge between two steps the last digit counts.
 
     Args:
-        graph (Graph): The traced graph, changed in place.
+        graph (ir.Graph): The traced graph, changed in place.
         model (nn.Module): What was traced, in eval mode.
         quantizers (Sequence[Quantizer]): Those of the marks' numbers.
-        example (Tensor): An input.
+        example (Tensor): An input, (N, ...).
     """
     for mark in marks(graph, of_weights=False):
-        name = mark.input[0]
-        if name not in graph.constants and _is_fixed(graph, name):
+        read = mark.inputs[0]
+        if read is not None and not is_constant(read) and _is_fixed(read):
             value = _seen_by(quantizers[number_of(mark)], model, example)
-            graph.constants[name] = numpy_helper.from_array(
-                value.cpu().numpy())
+            read.replace_all_uses_with(
+                add_constant(graph, value.cpu().numpy()))
 
 
-def _is_fixed(graph: Graph, name: str) -> bool:
-    """Whether a tensor is made of constants alone, quantizers aside."""
-    node = graph.producer(name)
-    if name in graph.constants or node is None:
-        return name in graph.constants
+def _is_fixed(value: ir.Value) -> bool:
+    """Whether a value is made of constants alone, quantizers aside."""
+    node = value.producer()
+    if is_constant(value) or node is None:
+        return is_constant(value)
     return node.op_type != MARK and all(
-        _is_fixed(graph, each) for each in node.input if each)
+        _is_fixed(each) for each in node.inputs if each is not None)
 
 
 @torch.no_grad()
@@ -182,3 +85,119 @@ def _seen_by(quantizer: Quantizer, model: nn.Module,
     finally:
         hook.remove()
     return seen[-1]
+
+
+def find_weights(graph: ir.Graph, quantizers: Sequence[Quantizer],
+                 names: Sequence[str]) -> Weights:
+    """Find the integers of each quantized weight.
+
+    Args:
+        graph (ir.Graph): The traced graph. A weight of several marks, as a
+            layer that is called twice has it, keeps one.
+        quantizers (Sequence[Quantizer]): Those of the marks' numbers.
+        names (Sequence[str]): Their names, for messages.
+
+    Returns:
+        Weights: The integers, by the value that :func:`store_weights`
+        replaces: what the mark makes, or the Transpose after it.
+
+    Raises:
+        ValueError: Naming a weight that no integers stand for.
+    """
+    found: Weights = {}
+    first: dict[tuple[ir.Value | None, int], ir.Value] = {}
+    for mark in marks(graph, of_weights=True):
+        number, (stored, ), (value, ) = (
+            number_of(mark), mark.inputs, mark.outputs)
+        known = first.setdefault((stored, number), value)
+        if known is not value:
+            value.replace_all_uses_with(known)
+            continue
+        try:
+            grid = weight_integers(quantizers[number], array_of(stored))
+        except ValueError as error:
+            raise ValueError(
+                f'not exported: {names[number]}: {error}') from error
+        found[value] = grid
+    # Once the marks of one weight are one, a Transpose is its only reader.
+    return {_turned(value, grid): grid for value, grid in found.items()}
+
+
+def array_of(value: ir.Value | None) -> Any:
+    """A constant's array, None for another value."""
+    if value is None or value.const_value is None:
+        return None
+    return value.const_value.numpy()
+
+
+def _turned(value: ir.Value | None, grid: IntegerGrid) -> ir.Value | None:
+    """The value after a Transpose, which the grid takes on."""
+    turn = only_reader(value)
+    if turn is None or turn.op_type != 'Transpose':
+        return value
+    grid.transpose(list(turn.attributes['perm'].as_ints()))
+    return turn.outputs[0]
+
+
+def store_weights(graph: ir.Graph, weights: Weights, unsigned: bool) -> None:
+    """Store each weight as integers that a DequantizeLinear reads.
+
+    Args:
+        graph (ir.Graph): The graph, changed in place.
+        weights (Weights): The weights.
+        unsigned (bool): Whether int8 becomes uint8, 128 higher, where it
+            may saturate.
+    """
+    for value, grid in weights.items():
+        if unsigned and grid.type.low == -128 and grid.may_saturate():
+            grid.weight = grid.weight + 128
+            grid.zero_point = grid.zero_point + 128
+            grid.type = UINT8
+        stored = add_constant(graph, grid.weight, ir.DataType[grid.type.name])
+        maker = value.producer() if value is not None else None
+        assert maker is not None
+        replace_nodes(graph, [maker], [
+            ir.node('DequantizeLinear', [stored, *_parameters(graph, grid)],
+                    _axis(grid))])
+
+
+def lower_features(graph: ir.Graph, quantizers: Sequence[Quantizer]) -> None:
+    """Make each mark on features QuantizeLinear and DequantizeLinear.
+
+    A Clip in front keeps a range that is narrower than its type. Its bounds
+    are values of the grid, so it changes no other value.
+
+    Args:
+        graph (ir.Graph): The graph, changed in place.
+        quantizers (Sequence[Quantizer]): Those of the marks' numbers.
+    """
+    for mark in marks(graph, of_weights=False):
+        grid = integer_grid(quantizers[number_of(mark)])
+        x, nodes = mark.inputs[0], []
+        if not grid.fills_type():
+            bounds = [(end - grid.zero_point) * grid.step
+                      for end in (grid.low, grid.high)]
+            nodes.append(ir.node('Clip', [x, *(
+                add_constant(graph, bound.astype(np.float32))
+                for bound in bounds)]))
+            x = nodes[-1].outputs[0]
+        parameters = _parameters(graph, grid)
+        for op_type in ('QuantizeLinear', 'DequantizeLinear'):
+            nodes.append(ir.node(op_type, [x, *parameters], _axis(grid)))
+            x = nodes[-1].outputs[0]
+        replace_nodes(graph, [mark], nodes)
+
+
+def _parameters(graph: ir.Graph, grid: IntegerGrid) -> list[ir.Value]:
+    """Step and zero point, as both nodes take them.
+
+    onnxruntime's QGemm wants a weight's zero point where it is 0 as well, and
+    1.24 ends the process over a convolution without with its
+    session.x64quantprecision.
+    """
+    return [add_constant(graph, grid.step),
+            add_constant(graph, grid.zero_point, ir.DataType[grid.type.name])]
+
+
+def _axis(grid: IntegerGrid) -> dict[str, int]:
+    return {} if grid.axis is None else dict(axis=grid.axis)

@@ -1,29 +1,45 @@
-"""A trained model becomes an ONNX file that was run."""
+"""A trained model becomes an ONNX file, once onnxruntime has run it.
+
+Two versions are built, with biases as integers and in float. The first whose
+answers are those of the trained model, on real inputs, is written; if none
+is, nothing is. Importing this module needs neither onnx nor onnxruntime, so
+that a run can look at the target's needs before it trains.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterable
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnx
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .._compat.restoring import kept_modes
 from ..layers import quantized_layers
 from ..options import FLOAT_BITS
 from ..version import __version__
-from .build import build_float_onnx, build_onnx
-from .parity import Batch, measure_parity
+from .parity import TOLERANCE, Batch, measure_parity
 from .report import ExportedLayer, ExportReport, Latency
-from .runtime import latencies, open_session, saturates
+from .targets import Target, register_target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 def exported_layers(model: nn.Module) -> tuple[ExportedLayer, ...]:
-    """The model's quantized layers with their bits."""
+    """The model's quantized layers with their bits.
+
+    Args:
+        model (nn.Module): A quantized model.
+
+    Returns:
+        tuple[ExportedLayer, ...]: In the order of the model.
+    """
 
     def bits(quantizer: nn.Module | None) -> int:
         return FLOAT_BITS if quantizer is None else quantizer.num_bits
@@ -34,12 +50,12 @@ def exported_layers(model: nn.Module) -> tuple[ExportedLayer, ...]:
         for name, layer in quantized_layers(model).items())
 
 
-def add_metadata(proto: onnx.ModelProto, model: nn.Module,
+def add_metadata(built: ir.Model, model: nn.Module,
                  source: dict[str, str]) -> None:
     """Write bits, the scales' source and versions into the file.
 
     Args:
-        proto (onnx.ModelProto): The exported model, changed in place.
+        built (ir.Model): The exported model, changed in place.
         model (nn.Module): The model it was made from.
         source (dict[str, str]): Where the weights come from.
     """
@@ -53,21 +69,19 @@ def add_metadata(proto: onnx.ModelProto, model: nn.Module,
         layer.name: f'W{layer.weight_bits}A{layer.activation_bits}'
         for layer in exported_layers(model)
     }
-    onnx.helper.set_model_props(
-        proto, {
-            'fpq.version': __version__,
-            'fpq.torch': torch.__version__,
-            'fpq.onnx': onnx.__version__,
-            'fpq.scales': ', '.join(sorted(kinds)),
-            'fpq.bits': json.dumps(layers, separators=(',', ':')),
-            **{f'fpq.{key}': value
-               for key, value in source.items()}
-        })
-    proto.producer_name = 'fpq-openmmlab'
-    proto.producer_version = __version__
+    built.metadata_props.update({
+        'fpq.version': __version__,
+        'fpq.torch': torch.__version__,
+        'fpq.onnx': version('onnx'),
+        'fpq.scales': ', '.join(sorted(kinds)),
+        'fpq.bits': json.dumps(layers, separators=(',', ':')),
+        **{f'fpq.{key}': value
+           for key, value in source.items()}
+    })
+    built.producer_name = 'fpq-openmmlab'
+    built.producer_version = __version__
 
 
-TOLERANCE = 0.1
 LARGEST_TIMED = 32
 
 
@@ -81,8 +95,8 @@ def export_onnx(model: nn.Module,
 
     The file has QuantizeLinear and DequantizeLinear of the standard, integer
     weights, batch norms folded where that is exact, and a free batch size.
-    SFP, CSD, teacher and calibration leave no trace. It is written whole, or
-    not at all.
+    SFP, CSD, teacher and calibration leave no trace. A file is written
+    completely, or not at all.
 
     Args:
         model (nn.Module): A quantized model of any backend, on the CPU; it
@@ -108,7 +122,11 @@ def export_onnx(model: nn.Module,
         ValueError: If something cannot be exported; the message names it.
         ParityError: If the exported model answers otherwise.
         FileNotFoundError: If there is no folder for the file.
+        ImportError: If onnx, onnx-ir or onnxruntime is missing.
     """
+    ONNX.require_packages()
+    from .runtime import saturates
+
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f'not exported: no folder {path.parent}')
@@ -121,17 +139,20 @@ def export_onnx(model: nn.Module,
 def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
             tolerance: float, source: dict[str, str],
             unsigned: bool) -> ExportReport:
+    from .build import build_float_onnx, build_onnx
+    from .runtime import latencies, open_session
+
     batches = iter(batches)
     first = next(batches, None)
     if first is None:
         raise ValueError('not exported: there is no input to compare on')
     example = first[0]
     # The second has no integer biases, should they cost accuracy.
-    protos = [build_onnx(model, example[:2], whole, unsigned)
-              for whole in (True, False)]
-    for proto in protos:
-        add_metadata(proto, model, source)
-    contents = [proto.SerializeToString() for proto in protos]
+    models = [build_onnx(model, example[:2], integer_biases, unsigned)
+              for integer_biases in (True, False)]
+    for built in models:
+        add_metadata(built, model, source)
+    contents = [content_of(built) for built in models]
     if contents[0] == contents[1]:
         del contents[1]
     sessions = [open_session(content) for content in contents]
@@ -140,7 +161,7 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
                  if parity.holds(tolerance)), len(found) - 1)
     found[best].refuse(tolerance)
     content, exported = contents[best], sessions[best]
-    in_float = build_float_onnx(model, example[:2]).SerializeToString()
+    in_float = content_of(build_float_onnx(model, example[:2]))
     runs = [exported, open_session(content, unpack=True),
             open_session(in_float)]
     times = tuple(
@@ -149,8 +170,15 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
     _write(path, content)
     return ExportReport(
         str(path), len(content), len(in_float),
-        protos[0].opset_import[0].version, found[best], times,
+        models[0].opset_imports[''], found[best], times,
         exported_layers(model))
+
+
+def content_of(model: ir.Model) -> bytes:
+    """The bytes of a model's file."""
+    from onnx_ir import to_proto
+
+    return to_proto(model).SerializeToString()
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -161,3 +189,27 @@ def _write(path: Path, content: bytes) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_onnx(model: nn.Module, example: Tensor) -> None:
+    """Build the model as ONNX in memory: what cannot be exported raises.
+
+    Args:
+        model (nn.Module): In eval mode, takes and returns one tensor.
+        example (Tensor): An input, (N, ...).
+
+    Raises:
+        ValueError: If something cannot be exported; the message names it.
+    """
+    from .build import build_onnx
+
+    build_onnx(model, example)
+
+
+ONNX = register_target(Target(
+    name='ONNX',
+    endings=('.onnx', ),
+    packages=('onnx', 'onnx_ir', 'onnxruntime'),
+    extra='export',
+    check=check_onnx,
+    write=export_onnx))

@@ -1,14 +1,24 @@
-"""The exported model held against the trained one, on real inputs."""
+"""The exported model held against the trained one, on real inputs.
+
+Sums in another order shift a value across the edge between two integers now
+and then, so outputs are never all equal. What must hold is that the classes
+are the same, but for a share, and that outputs differ little on average:
+:meth:`Parity.holds`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor, nn
 
+# Of the answers, in %: what may have another class.
+TOLERANCE = 0.1
 # Of the largest output: sums in another order.
 ROUNDING = 1e-6
 # Of the outputs' spread: what the mean difference may be. A value that falls
@@ -97,6 +107,33 @@ class Parity:
             f'{self.largest_difference:.3g}, the mean '
             f'{self.mean_difference:.3g}, the spread {self.spread:.3g}, of '
             f'{self.images} images')
+
+
+def with_progress(
+        batches: Iterable[Batch],
+        total: int,
+        console: Console | None = None) -> Generator[Batch, None, None]:
+    """The same batches, with a bar of the images that were compared.
+
+    Nothing is drawn unless the console is a terminal, and nothing stays.
+
+    Args:
+        batches (Iterable[Batch]): What to run models on.
+        total (int): Images in all of them.
+        console (Console, optional): Where to draw. Defaults to None, stderr.
+
+    Yields:
+        Batch: Each batch.
+    """
+    console = console or Console(stderr=True)
+    with Progress(
+            TextColumn('comparing'), BarColumn(), MofNCompleteColumn(),
+            TextColumn('images'), console=console, transient=True,
+            disable=not console.is_terminal) as progress:
+        task = progress.add_task('', total=total)
+        for inputs, labels in batches:
+            yield inputs, labels
+            progress.advance(task, len(inputs))
 
 
 @torch.no_grad()

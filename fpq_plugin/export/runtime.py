@@ -7,8 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from statistics import median
 
-import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
@@ -52,18 +51,12 @@ def saturates() -> bool:
     Without VNNI instructions its kernels add products in pairs, in 16 bits
     that saturate. uint8 times uint8 has other kernels, which do not.
     """
-    largest = onnx.numpy_helper.from_array(
-        np.full((4, 1), 127, np.int8), 'weight')
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node('MatMulInteger', [INPUT, 'weight'], ['sum'])],
-        'saturates',
-        [onnx.helper.make_tensor_value_info(
-            INPUT, onnx.TensorProto.UINT8, (1, 4))],
-        [onnx.helper.make_tensor_value_info(
-            'sum', onnx.TensorProto.INT32, (1, 1))], [largest])
-    model = onnx.helper.make_model(
-        graph, opset_imports=[onnx.helper.make_opsetid('', 17)], ir_version=8)
-    run = open_session(model.SerializeToString())
+    model = ir.from_onnx_text(f"""
+        <ir_version: 8, opset_import: ["": 17]>
+        saturates (uint8[1, 4] {INPUT}) => (int32[1, 1] sum)
+        <int8[4, 1] weight = {{127, 127, 127, 127}}>
+        {{ sum = MatMulInteger({INPUT}, weight) }}""")
+    run = open_session(ir.to_proto(model).SerializeToString())
     return run(torch.full((1, 4), 255, dtype=torch.uint8)).item() != (
         4 * 255 * 127)
 

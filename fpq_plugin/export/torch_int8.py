@@ -17,7 +17,7 @@ from ..layers import (
     QuantizedLinear,
     quantized_layers,
 )
-from .integers import Integers, integers, weight_integers
+from .integers import IntegerGrid, integer_grid, weight_integers
 
 
 class Int8Layer(nn.Module):
@@ -33,7 +33,7 @@ class Int8Layer(nn.Module):
 
     def __init__(self, layer: QuantizedLayer) -> None:
         super().__init__()
-        features = integers(layer.input_quantizer)
+        features = integer_grid(layer.input_quantizer)
         weight = weight_integers(layer.weight_quantizer,
                                  layer.weight.detach().cpu().numpy())
         channels = len(layer.weight)
@@ -146,7 +146,7 @@ def _int8_type(name: str, layer: QuantizedLayer) -> type[Int8Layer]:
     try:
         if any(part is None or not part.has_step() for part in parts):
             raise ValueError('int8 needs a quantized weight and input')
-        weight, features = (integers(part) for part in parts)
+        weight, features = (integer_grid(part) for part in parts)
         if features.low < 0:
             raise ValueError('int8 needs an unsigned input')
         if weight.zero_point.any():
@@ -165,7 +165,7 @@ def _int8_type(name: str, layer: QuantizedLayer) -> type[Int8Layer]:
         raise ValueError(f'not converted: {name}: {error}') from error
 
 
-def _vector(weight: Integers, channels: int) -> Tensor:
+def _vector(weight: IntegerGrid, channels: int) -> Tensor:
     return torch.tensor(weight.step).expand(channels).contiguous()
 
 

@@ -1,12 +1,12 @@
-"""From what a run left to an ONNX file: by command, or at its end."""
+"""From what a run left to an exported file: by command, or at its end."""
 
 from __future__ import annotations
 
 import os
 import os.path as osp
 from collections.abc import Iterator
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from contextlib import closing
+from typing import Any
 
 import torch
 from mmengine import Config
@@ -17,12 +17,11 @@ from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 
 from .._compat.restoring import kept_modes
+from ..export import ExportReport
+from ..export.parity import TOLERANCE, Batch, with_progress
+from ..export.targets import target_of
 from ..recipe import Recipe
 from .inference import load_model
-
-if TYPE_CHECKING:  # the export needs onnx, which a training may lack
-    from ..export import ExportReport
-    from ..export.parity import Batch
 
 
 def ordered_images(cfg: Config) -> DataLoader:
@@ -99,43 +98,48 @@ def export_checkpoint(config: str | Config,
                       checkpoint: str,
                       path: str | os.PathLike,
                       images: int = IMAGES,
-                      tolerance: float = 0.1,
+                      tolerance: float = TOLERANCE,
                       loader: DataLoader | None = None,
-                      unsigned_weights: bool | None = None) -> ExportReport:
-    """Write a trained checkpoint as ONNX, compared on its test images.
+                      **options: Any) -> ExportReport:
+    """Export a trained checkpoint, compared on its test images.
 
     Args:
         config (str | Config): The config that the model was trained with.
         checkpoint (str): Path or URL of the checkpoint.
-        path (str | os.PathLike): The file to write.
+        path (str | os.PathLike): The file to write. Its ending says what it
+            is: see :mod:`fpq_plugin.export.targets`.
         images (int): Images of ``test_dataloader`` (or ``val_dataloader``)
             to compare on, from the first. Defaults to 1000.
-        tolerance (float): As for :func:`export_onnx`. Defaults to 0.1.
+        tolerance (float): As for :func:`export_onnx`, in %. Defaults to 0.1.
         loader (DataLoader, optional): What :func:`ordered_images` gave for the
             config, if that was called. Defaults to None.
-        unsigned_weights (bool, optional): As for :func:`export_onnx`.
-            Defaults to None.
+        **options: What the target takes besides, as :func:`export_onnx`
+            takes ``unsigned_weights``.
 
     Returns:
         ExportReport: Sizes, latencies, parity and bits.
 
     Raises:
-        ValueError: If the config has no FPQHook or no test images, the
-            checkpoint is not of its quantization, or something cannot be
-            exported.
+        ValueError: If the file's ending is unknown, the config has no FPQHook
+            or no test images, the checkpoint is not of its quantization, or
+            something cannot be exported.
+        ImportError: If a package that the target needs is missing.
         ParityError: If the exported model answers otherwise.
         FileNotFoundError: If the checkpoint or the file's folder is missing.
     """
-    from ..export import export_onnx
-
+    target = target_of(path)
+    target.require_packages()
     model = load_model(config, checkpoint)
     source = dict(checkpoint=os.path.basename(checkpoint))
     if model._config.filename is not None:
         source['config'] = os.path.basename(model._config.filename)
-    batches = image_batches(model, loader or ordered_images(model._config),
-                            images)
-    return export_onnx(model, path, batches, tolerance, source,
-                       unsigned_weights)
+    loader = loader or ordered_images(model._config)
+    batches = with_progress(image_batches(model, loader, images),
+                            min(images, len(loader.dataset)))
+    # What an error leaves unread would leave the bar on the screen.
+    with closing(batches):
+        return target.write(model, path, batches, tolerance, source,
+                            **options)
 
 
 class ExportAtEnd:
@@ -150,8 +154,8 @@ class ExportAtEnd:
 
     Raises:
         TypeError: If ``export`` is not a path.
-        ValueError: If it does not end in ``.onnx``, or nothing is quantized.
-        ImportError: If onnx or onnxruntime is not installed.
+        ValueError: If no target has its ending, or nothing is quantized.
+        ImportError: If a package that the target needs is missing.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -159,23 +163,21 @@ class ExportAtEnd:
         if file is None:
             return
         if not isinstance(file, str):
-            raise TypeError('fpq.export: must be the path of the ONNX file to '
+            raise TypeError('fpq.export: must be the path of the file to '
                             f'write, got {file!r}')
-        if not file.endswith('.onnx'):
-            raise ValueError('fpq.export: must end in .onnx, got '
-                             f'{file!r}')
+        try:
+            self._target = target_of(file)
+            self._target.require_packages()
+        except (ValueError, ImportError) as error:
+            raise type(error)(f'fpq.export: {error}') from error
         if recipe.is_float():
             raise ValueError('fpq.export: nothing to export, weight and '
                              'activation are float. Set export=None.')
-        missing = [n for n in ('onnx', 'onnxruntime') if find_spec(n) is None]
-        if missing:
-            raise ImportError(f'fpq.export: needs {" and ".join(missing)}: '
-                              "pip install 'fpq-openmmlab[export]'")
 
     def check(self, runner: Runner, model: nn.Module) -> None:
         """Refuse what could not be exported, before the training.
 
-        The model is built as ONNX for two test images. All processes do
+        The target checks the model with two test images. All processes do
         that, since data sets meet while they are made.
 
         Raises:
@@ -187,12 +189,11 @@ class ExportAtEnd:
         folder = osp.dirname(osp.join(runner.work_dir, self.file))
         if not osp.isdir(folder):
             raise ValueError(f'fpq.export: no folder {folder!r}')
-        from ..export.build import build_onnx
         try:
             self._images = ordered_images(runner.cfg)
             example = next(image_batches(model, self._images, 2))[0]
             with kept_modes(model):
-                build_onnx(model.eval(), example)
+                self._target.check(model.eval(), example)
         except ValueError as error:
             raise ValueError(f'fpq.export: {error}') from error
 

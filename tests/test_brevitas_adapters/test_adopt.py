@@ -156,7 +156,7 @@ def test_it_is_exported(x, tmp_path):
 def test_what_cannot_be_adopted_is_named():
     with pytest.raises(ValueError, match='no layer of the types QuantConv2d'):
         adopt(nn.Sequential(nn.Linear(2, 2)))
-    with pytest.raises(ValueError, match='perturbation.p: must be a probability'):
+    with pytest.raises(ValueError, match='perturbation.p: must be a prob'):
         adopt(net(), perturbation=dict(p=2))
     model = nn.Sequential(
         QuantLinear(2, 2, weight_quant=SignedBinaryWeightPerTensorConst))

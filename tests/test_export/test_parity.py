@@ -1,11 +1,14 @@
 """What the comparison of a trained and an exported model tells apart."""
 
+import io
+
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from fpq_plugin.export import ParityError
-from fpq_plugin.export.parity import measure_parity
+from fpq_plugin.export.parity import measure_parity, with_progress
 
 
 def compare(ours, theirs, labels=None):
@@ -49,3 +52,25 @@ def test_a_constant_output_equals_itself():
     ours = torch.full((5, 1), 3.)
     compare(ours, ours.clone()).refuse(0.1)
     compare(0 * ours, 0 * ours).refuse(0.1)
+
+
+@pytest.mark.parametrize('terminal', [True, False])
+def test_progress_is_drawn_on_a_terminal_alone(terminal):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=80)
+    batches = [(torch.zeros(3, 2), None), (torch.zeros(2, 2), None)]
+    assert list(with_progress(batches, 5, console)) == batches
+    assert ('5/5' in out.getvalue()) == terminal
+    assert bool(out.getvalue()) == terminal
+
+
+def test_the_bar_goes_when_the_comparison_is_given_up():
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=80)
+    batches = with_progress([(torch.zeros(3, 2), None)] * 2, 6, console)
+    next(batches)
+    hidden, shown = '\x1b[?25l', '\x1b[?25h'
+    assert hidden in out.getvalue()
+    assert shown not in out.getvalue()
+    batches.close()
+    assert shown in out.getvalue()

@@ -9,7 +9,8 @@ import pytest
 from runs import log_of, mim, train, write_config
 
 from fpq_plugin import FPQHook, load_model
-from fpq_plugin.export.command import main
+from fpq_plugin.cli import main
+from fpq_plugin.export import targets
 from fpq_plugin.openmmlab.export_run import (
     export_checkpoint,
     image_batches,
@@ -73,28 +74,33 @@ def test_top1_is_that_of_mim_test(digits, fp, tmp_path):
     assert report.opset == 21
 
 
-def test_bad_input_is_told_and_nothing_written(fpq_config, fp, tmp_path,
-                                               monkeypatch):
+def test_bad_input_is_told_and_nothing_written(fpq_config, fp, tmp_path):
     cfg = fpq_config()
     cfg.dump(str(tmp_path / 'config.py'))
     out = tmp_path / 'model.onnx'
     for checkpoint, why in ((fp, 'is of a full-precision model'),
                             (tmp_path / 'no.pth', 'no file')):
-        monkeypatch.setattr('sys.argv', [
-            'export', str(tmp_path / 'config.py'), str(checkpoint), '-o',
-            str(out)])
         with pytest.raises(SystemExit, match=why):
-            main()
+            main(['export', str(tmp_path / 'config.py'), str(checkpoint),
+                  '-o', str(out)])
     assert not out.exists()
 
 
 def test_options_that_cannot_work_are_refused():
     with pytest.raises(TypeError, match='fpq.export: must be the path'):
         FPQHook(export=True)
-    with pytest.raises(ValueError, match='fpq.export: must end in .onnx'):
+    with pytest.raises(ValueError, match='fpq.export: the file must end in'):
         FPQHook(export='model.pth')
     with pytest.raises(ValueError, match='fpq.export: nothing to export'):
         FPQHook(weight=None, activation=None, export='model.onnx')
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(targets, 'find_spec',
+                        lambda name: None if name == 'onnx_ir' else 1)
+    with pytest.raises(ImportError, match=r'fpq.export: ONNX needs onnx_ir: '
+                       r"pip install 'fpq-openmmlab\[export\]'"):
+        FPQHook(export='model.onnx')
 
 
 def test_a_missing_folder_stops_before_the_training(fpq_config, tmp_path):

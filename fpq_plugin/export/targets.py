@@ -1,0 +1,112 @@
+"""What a trained model can be exported to: the file's ending says.
+
+A target is a kind of file, and the function that writes it. The command
+``fpq export`` and the hook's option ``export`` both find it by the ending of
+the file that they are given. A new one is a module that registers itself,
+without importing what its users may not have installed, and its import in
+``fpq_plugin/export/__init__.py``::
+
+    register_target(Target(
+        name='Engine', endings=('.engine',), packages=('engine', ),
+        extra='engine', check=check_engine, write=export_engine))
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from .report import ExportReport
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of file.
+
+    Attributes:
+        name (str): What it is called.
+        endings (tuple[str, ...]): Endings of its files, each with its dot.
+        packages (tuple[str, ...]): What :attr:`check` and :attr:`write`
+            import.
+        extra (str): The extra of ``fpq-openmmlab`` that installs them.
+        check (Callable[[nn.Module, Tensor], Any]): Takes a model in eval
+            mode and an input (N, ...), and raises ValueError if the model
+            cannot be exported. A run calls it before it trains.
+        write (Callable[..., ExportReport]): Takes what
+            :func:`.onnx_file.export_onnx` takes, in its order up to
+            ``source``, and options of the target's own by keyword. It
+            compares before it writes.
+    """
+
+    name: str
+    endings: tuple[str, ...]
+    packages: tuple[str, ...]
+    extra: str
+    check: Callable[[nn.Module, Tensor], Any]
+    write: Callable[..., ExportReport]
+
+    def require_packages(self) -> None:
+        """Refuse to go on without the target's packages.
+
+        Raises:
+            ImportError: Naming those that are missing, and the extra.
+        """
+        missing = [name for name in self.packages if find_spec(name) is None]
+        if missing:
+            raise ImportError(
+                f'{self.name} needs {", ".join(missing)}: pip install '
+                f"'fpq-openmmlab[{self.extra}]'")
+
+
+_TARGETS: dict[str, Target] = {}
+
+
+def register_target(target: Target) -> Target:
+    """Let files of the target's endings be written by it.
+
+    Args:
+        target (Target): The target.
+
+    Returns:
+        Target: The same.
+
+    Raises:
+        ValueError: If an ending has a target already.
+    """
+    for ending in target.endings:
+        if ending in _TARGETS:
+            raise ValueError(f'{ending} is the ending of '
+                             f'{_TARGETS[ending].name} already')
+    _TARGETS.update((ending, target) for ending in target.endings)
+    return target
+
+
+def known_endings() -> str:
+    """All endings, for a message: '.onnx or .pte'."""
+    return ' or '.join(sorted(_TARGETS))
+
+
+def target_of(path: str | os.PathLike) -> Target:
+    """The target that writes a file.
+
+    Args:
+        path (str | os.PathLike): The file.
+
+    Returns:
+        Target: That of its ending.
+
+    Raises:
+        ValueError: If no target has the ending; the message names those
+            there are.
+    """
+    ending = Path(path).suffix
+    if ending not in _TARGETS:
+        raise ValueError(f'the file must end in {known_endings()}, got '
+                         f'{os.fspath(path)!r}')
+    return _TARGETS[ending]

@@ -1,0 +1,87 @@
+"""Batch norms and biases cost no accuracy."""
+
+import onnx
+import torch
+from exported_models import (
+    ZERO_POINT,
+    answers,
+    assert_same,
+    batch_norm,
+    quantized,
+    weights_of,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from fpq_plugin.export import export_onnx
+
+BITS = st.integers(2, 8)
+
+
+@given(BITS, st.booleans(), st.booleans(), st.integers(0, 2**31))
+def test_batch_norm_is_folded_where_exact(tmp_path_factory, bits, bias,
+                                          per_channel, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(5, 3, 8, 8, generator=generator)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, bias=bias),
+                          batch_norm(6, generator))
+    quantized(model, x, weight=dict(bits=bits, per_channel=per_channel),
+              first_last_bits=None)
+    path = tmp_path_factory.mktemp('norm') / 'model.onnx'
+    export_onnx(model, path, [(x, None)])
+    with torch.no_grad():
+        assert_same(answers(path, x), model(x))
+    trained = torch.round(
+        model[0].weight_quantizer(model[0].weight.detach()) /
+        model[0].weight_quantizer.step().view(-1, 1, 1, 1))
+    flipped = trained[model[1].weight < 0]
+    lowest = -128 if bits > 4 else -8
+    fits = not (flipped == lowest).any()
+    nodes = [node.op_type for node in onnx.load(path).graph.node]
+    assert ('BatchNormalization' in nodes) != fits
+    integers = torch.tensor(weights_of(path)[0][0])
+    integers -= ZERO_POINT if bits == 8 else 0
+    signs = torch.sign(model[1].weight).view(-1, 1, 1, 1)
+    assert torch.equal(integers, (trained * signs if fits else
+                                  trained).long())
+
+
+def test_biases_are_float_where_integers_cost_accuracy(tmp_path):
+    """Two classes, a bias apart that integers of 8-bit kernels lack."""
+    torch.manual_seed(1)
+    # Nearly the same inputs, at the edge between the classes.
+    x = torch.rand(64, 4, 4) + 0.01 * torch.rand(400, 64, 4, 4)
+    model = nn.Sequential(
+        nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(64, 2, 4), nn.Flatten())
+    quantized(model, x, weight=dict(bits=8), activation=dict(bits=8))
+    with torch.no_grad():
+        difference = model(x) @ torch.tensor([1., -1.])
+        model[2].bias[0] -= difference.median()
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(model, path, [(x, None)])
+    assert report.parity.other_class <= 1
+    kinds = [t.data_type for t in onnx.load(path).graph.initializer]
+    assert onnx.TensorProto.INT32 not in kinds
+    report = export_onnx(model, path, [(x, None)], tolerance=100)
+    kinds = [t.data_type for t in onnx.load(path).graph.initializer]
+    assert onnx.TensorProto.INT32 in kinds
+    assert report.parity.other_class > 1
+
+
+def test_a_coarse_bias_before_a_pooling_is_added_in_float(tmp_path):
+    """onnxruntime would round it in steps that the next layer can see."""
+    torch.manual_seed(0)
+    x = torch.rand(40, 8, 12, 12)
+    model = nn.Sequential(
+        nn.Conv2d(8, 8, 1, groups=8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 5))
+    with torch.no_grad():
+        # Next to nothing is left of the range of 1 that the input has.
+        model[0].weight.fill_(1)
+        model[0].bias.copy_(-0.9 - 0.01 * torch.rand(8))
+    quantized(model, x, weight=dict(bits=8), activation=dict(bits=8),
+              first_last_bits=None)
+    report = export_onnx(model, tmp_path / 'model.onnx', [(x, None)])
+    assert report.parity.mean_difference < 1e-4 * report.parity.spread

@@ -1,0 +1,85 @@
+"""Types and integers of a quantizer, before there is a file."""
+
+import numpy as np
+import pytest
+import torch
+from exported_models import quantized
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from fpq_plugin.export.integers import (
+    INTEGER_TYPES,
+    IntegerGrid,
+    integer_grid,
+    narrowest_type,
+    weight_integers,
+)
+
+
+def grid_of(low, high):
+    zero = np.zeros(())
+    return IntegerGrid(zero, zero, low, high, None,
+                       narrowest_type(low, high, True))
+
+
+@given(st.integers(-128, -1), st.integers(0, 127))
+def test_what_may_saturate_is_what_two_products_say(low, high):
+    sums = [2 * 255 * low, 2 * 255 * high]
+    fits = all(-2**15 <= total < 2**15 for total in sums)
+    # -64 fits, and so does what a batch norm makes of it.
+    assert grid_of(low, high).may_saturate() != fits
+
+
+@given(st.integers(-128, 0), st.integers(0, 255))
+def test_no_narrower_type_holds_the_range(low, high):
+    if low < 0 and high > 127:
+        with pytest.raises(ValueError, match=f'{low} to {high}'):
+            narrowest_type(low, high, stored=True)
+        return
+    found = narrowest_type(low, high, stored=True)
+    holding = [kind for kind in INTEGER_TYPES if kind.holds(low, high)
+               and kind.name.startswith('U') == (low == 0)]
+    assert found == min(holding, key=lambda kind: kind.high - kind.low)
+    # What is not stored is never below a byte.
+    wide = narrowest_type(low, high, stored=False)
+    assert wide.name == ('UINT8' if low == 0 else 'INT8')
+
+
+@pytest.mark.parametrize('per_channel', [False, True])
+@pytest.mark.parametrize('symmetric', [False, True])
+def test_integers_times_steps_are_the_fake_quantized_weight(
+        symmetric, per_channel):
+    torch.manual_seed(0)
+    model = quantized(
+        nn.Sequential(nn.Linear(6, 5)), torch.randn(9, 6),
+        weight=dict(bits=4, symmetric=symmetric, per_channel=per_channel),
+        first_last_bits=None)
+    quantizer, weight = model[0].weight_quantizer, model[0].weight.detach()
+    grid = weight_integers(quantizer, weight.numpy())
+    step, zero_point = (grid.along_axis(each)
+                        for each in (grid.step, grid.zero_point))
+    np.testing.assert_allclose((grid.weight - zero_point) * step,
+                               quantizer(weight).detach(), rtol=1e-6)
+    assert grid.weight.min() >= grid.low
+    assert grid.weight.max() <= grid.high
+    assert grid.type.name == ('INT4' if symmetric else 'UINT4')
+
+
+def test_a_grid_turns_with_its_weight():
+    grid = IntegerGrid(np.array([1., 2.]), np.zeros(2), -8, 7, 0,
+                       narrowest_type(-8, 7, True), np.ones((2, 3), int))
+    before = grid.weight * grid.along_axis(grid.step)
+    grid.transpose([1, 0])
+    after = grid.weight * grid.along_axis(grid.step)
+    np.testing.assert_array_equal(after, before.T)
+
+
+def test_features_are_not_stored():
+    model = quantized(nn.Sequential(nn.Linear(6, 5)), torch.rand(9, 6),
+                      activation=dict(bits=2), first_last_bits=None)
+    grid = integer_grid(model[0].input_quantizer)
+    assert (grid.low, grid.high, grid.type.name) == (0, 3, 'UINT8')
+    assert not grid.fills_type()
+    assert integer_grid(model[0].input_quantizer,
+                        stored=True).type.name == 'UINT4'

@@ -1,0 +1,39 @@
+"""What an export reports, as figures and as text."""
+
+import json
+
+import pytest
+
+from fpq_plugin.export import ExportReport, Parity
+from fpq_plugin.export.report import ExportedLayer, Latency
+
+
+@pytest.fixture
+def report():
+    parity = Parity(images=40, largest_difference=0.5, mean_difference=0.01,
+                    spread=2., answers=40, other_class=1, top1_trained=75.,
+                    top1_exported=72.5)
+    return ExportReport(
+        'model.onnx', 1500, 6000, 21, parity, (Latency(1, 2e-3, 3e-3, 4e-3),),
+        (ExportedLayer('stem.conv', 8, 32, 216),))
+
+
+def test_figures_are_those_of_the_parts(report):
+    figures = json.loads(json.dumps(report.as_dict()))
+    assert figures['size_ratio'] == 0.25
+    assert figures['parity']['equal'] == pytest.approx(97.5)
+    (latency, ) = figures['latencies']
+    assert latency['ratio'] == pytest.approx(0.5)
+    assert latency['unpacked_ratio'] == pytest.approx(0.75)
+    assert figures['layers'] == [dict(name='stem.conv', weight_bits=8,
+                                      activation_bits=32, weights=216)]
+
+
+def test_the_text_has_them_in_units(report):
+    lines = [line.split() for line in str(report).splitlines()]
+    assert ['stem.conv', '8', '32', '216'] in lines
+    assert ['file,', 'kB', '1.5', '6.0', '0.250'] in lines
+    assert ['ms,', 'batch', '1', '2.00', '4.00', '0.50'] in lines
+    assert ['ms,', 'batch', '1,', 'unpacked', '3.00', '4.00', '0.75'] in lines
+    assert 'equal class 97.50 %' in str(report)
+    assert 'top-1 72.50 %, trained 75.00 %' in str(report)

@@ -1,0 +1,80 @@
+"""onnxruntime, with 8-bit sums that pass the 16 bits of some kernels."""
+
+import time
+
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from exported_models import quantized
+from torch import nn
+
+from fpq_plugin.export import export_onnx
+from fpq_plugin.export.build import build_onnx
+from fpq_plugin.export.runtime import latencies, open_session, saturates
+
+
+@pytest.fixture
+def x():
+    torch.manual_seed(0)
+    return torch.rand(32, 8, 6, 6)
+
+
+@pytest.fixture
+def model(x):
+    """A layer of each integer kernel, with sums that pass 16 bits."""
+    layers = nn.Sequential(
+        nn.Conv2d(8, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(),
+        nn.Flatten(2), nn.Linear(4, 64, bias=False), nn.ReLU(),
+        nn.Linear(64, 64), nn.Flatten(), nn.Linear(32 * 64, 7))
+    return quantized(layers, x, weight=dict(bits=8), activation=dict(bits=8))
+
+
+def test_unsigned_weights_are_right_on_every_processor(model, x, tmp_path):
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(model, path, [(x, None)], unsigned_weights=True)
+    kinds = {tensor.data_type for tensor in onnx.load(path).graph.initializer}
+    assert onnx.TensorProto.UINT8 in kinds
+    assert onnx.TensorProto.INT8 not in kinds
+    assert report.parity.mean_difference < 1e-3 * report.parity.spread
+
+
+def test_signed_ones_are_where_it_does_not_saturate(model, x):
+    content = ir.to_proto(build_onnx(model, x[:2])).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry('session.x64quantprecision', '1')
+    session = onnxruntime.InferenceSession(content, options)
+    with torch.no_grad():
+        expected = model(x)
+    found = open_session(content)(x)
+    precise = torch.from_numpy(session.run(None, {'input': x.numpy()})[0])
+    far, near = ((each - expected).abs().mean() / expected.std()
+                 for each in (found, precise))
+    assert saturates() == (far > 0.01)
+    assert near < 1e-3
+
+
+def test_unpacked_weights_answer_the_same(model, x):
+    content = ir.to_proto(
+        build_onnx(model, x[:2], unsigned_weights=True)).SerializeToString()
+    packed, unpacked = (open_session(content, unpack)(x)
+                        for unpack in (False, True))
+    assert (packed - unpacked).abs().mean() < 1e-3 * packed.std()
+
+
+def test_latencies_are_of_each_in_turn():
+    called = []
+
+    def run(name, seconds):
+        def wait(x):
+            called.append(name)
+            time.sleep(seconds)
+        return wait
+
+    slow, quick = latencies([run('slow', 0.02), run('quick', 0)],
+                            torch.zeros(1), repeats=3)
+    assert slow >= 0.02
+    assert quick < 0.02
+    # Three calls before the first that counts.
+    assert called == 6 * ['slow', 'quick']
