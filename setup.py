@@ -37,7 +37,7 @@ ANALYSIS = [
 DOCS = [
     'sphinx>=7.4,<10',
     'myst-parser>=4,<6',
-    'sphinx-rtd-theme>=3,<4',
+    'furo>=2024.8.6',
 ]
 DEV = [
     'mmcv-lite>=2.2.0', 'pytest>=9', 'pytest-xdist', 'hypothesis',

@@ -10,6 +10,7 @@ Reads ``results/runs/*.json``; writes to ``results``:
   seeds, theirs of those seeds alone;
 * ``intervals.md``: paired differences of the main methods;
 * ``noise.md``: what noise adds to each method;
+* ``choices.md``: paired differences of the open choices;
 * ``table.md``: everything; ``study.png``: the open choices.
 
 A method needs three seeds to be in a table; what has fewer is listed below
@@ -56,6 +57,35 @@ PAIRS = (('kd', 'lsq'), ('fpq', 'lsq'), ('fpq', 'kd'), ('sfp_kd', 'lsq'),
 NOISE = (('lsq', 'sfp', 0.1), ('csd', 'fpq', 0.1), ('csd', 'fpq p=0.5', 0.5),
          ('kd', 'csd=0 kd=1 p=0.5', 0.5), ('csd=0 kd=3 p=0', 'sfp_kd', 0.5),
          ('csd=0 kd=10 p=0', 'csd=0 kd=10 p=0.5', 0.5))
+# Where: a method, and what it is compared with; '@' where that is elsewhere.
+CHOICES = {
+    ('wide', 'w2a2'): (
+        ('csd=10 kd=0 p=0.1', 'fpq'), ('csd=30 kd=0 p=0.1', 'fpq'),
+        ('fpq channel_sum', 'fpq'), ('fpq lambda=0.3', 'fpq'),
+        ('csd=0 kd=3 p=0', 'kd'), ('csd=0 kd=10 p=0', 'kd'),
+        ('fpq p=0.3', 'fpq'), ('fpq p=0.5', 'fpq'), ('fpq p=0.7', 'fpq'),
+        ('fpq before', 'fpq'), ('fpq sample', 'fpq'), ('per_tensor', 'fpq'),
+        ('weight_noise', 'fpq'), ('fpq p annealed', 'fpq'),
+        ('fpq lambda annealed', 'fpq'), ('fpq eps=0.01', 'fpq'),
+        ('fpq last stage', 'fpq'), ('csd=3 kd=3 p=0.5', 'sfp_kd'),
+        ('lsq_sam', 'lsq'), ('torch_ao', 'lsq')),
+    ('resnet18', 'w2a4'): (('sfp_kd', 'csd=0 kd=3 p=0'), ),
+    ('wide', 'w2a4'): (('lsq_sam', 'lsq'), ),
+    ('wide', 'w4a4'): (('lsq_sam', 'lsq'), ),
+    ('wide_weak_teacher', 'w2a2'): (
+        ('kd', 'lsq'), ('fpq', 'lsq'), ('sfp_kd', 'lsq')),
+    ('wide_160_epochs', 'w2a2'): (
+        ('fpq', 'lsq'), ('sfp_kd', 'lsq'), ('sfp_kd', 'fp')),
+    ('wide_5000_images', 'w2a2'): (
+        ('fpq', 'lsq'), ('kd', 'lsq'), ('sfp_kd', 'lsq'), ('sfp_kd', 'fp')),
+    ('mobilenet_slow_steps', 'w2a2'): (
+        ('fpq', 'fpq @mobilenet'), ('lsq', 'lsq @mobilenet')),
+    ('mobilenet_slow_steps', 'w4a4'): (
+        ('fpq', 'fpq @mobilenet'), ('lsq', 'lsq @mobilenet')),
+    ('mobilenet_clipped', 'w2a2'): (
+        ('fpq', 'fpq @mobilenet'), ('lsq', 'lsq @mobilenet'),
+        ('sfp_kd', 'lsq')),
+}
 
 _Rows = dict[tuple[str, str], list['Row']]
 
@@ -107,6 +137,7 @@ def texts(rows: _Rows) -> dict[str, str]:
     enough = of_enough_seeds(rows)
     return {'short.md': short(enough), 'summary.md': summary(enough),
             'intervals.md': intervals(enough), 'noise.md': noise(enough),
+            'choices.md': choices(enough),
             'table.md': markdown(enough) + unfinished(rows)}
 
 
@@ -273,10 +304,31 @@ def intervals(rows: _Rows) -> str:
         common = shared(group)
         runs = {row.method: {seed: top1 for seed, top1 in row.top1.items()
                              if seed in common} for row in group}
-        entries = [_gain(*_over(runs, method, base)) if method in runs else ''
-                   for method, base in PAIRS]
-        lines.append(f'| {model}, {bits.upper()} | {len(common)} | '
+        # No line breaks within an interval.
+        entries = [_gain(*_over(runs, method, base)).replace(
+            ' to ', '\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}')
+            if method in runs else '' for method, base in PAIRS]
+        lines.append(f'| `{model}`, {bits.upper()} | {len(common)} | '
                      + ' | '.join(entries) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def choices(rows: _Rows) -> str:
+    """Paired differences of CHOICES."""
+    lines = ['| where | method | over | points '
+             f'({CONFIDENCE:.0%} interval) | pairs |', '|---|---|---|---|---|']
+    for (model, bits), pairs in CHOICES.items():
+        for method, base in pairs:
+            base, _, other = base.partition(' @')
+            tops, others = (
+                {row.method: row.top1 for row in rows.get(place, ())}
+                for place in ((model, bits), (other or model, bits)))
+            if base not in others or method not in tops:
+                continue
+            found = list(_pairs(others[base], tops[method]).values())
+            named = f'`{base}`' + (f' of `{other}`' if other else '')
+            lines.append(f'| `{model}`, {bits.upper()} | `{method}` | {named} '
+                         f'| {_gain(*paired(found))} | {len(found)} |')
     return '\n'.join(lines) + '\n'
 
 
