@@ -36,6 +36,7 @@ ANALYSIS = [
 ]
 DOCS = [
     'sphinx>=7.4,<10',
+    'docutils>=0.21',  # its MathML
     'myst-parser>=4,<6',
     'furo>=2024.8.6',
 ]

@@ -1,5 +1,6 @@
 """Sphinx settings of the manual: make docs."""
 
+import inspect
 import re
 from importlib.metadata import version as installed_version
 
@@ -41,7 +42,9 @@ def _formula(translator, node):
     if tag:
         text, number = text.replace(tag[0], ''), f'({tag[1]})'
     block = node.tagname == 'math_block'
-    mathml = tex2mathml(text.strip(), as_block=block)
+    # docutils 0.22 turned this argument round.
+    turned = 'as_block' in inspect.signature(tex2mathml).parameters
+    mathml = tex2mathml(text.strip(), block if turned else not block)
     if block:
         mathml = (f'<div class="formula">{mathml}'
                   f'<span class="number">{number}</span></div>')
