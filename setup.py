@@ -40,8 +40,9 @@ ANALYSIS = [
 ]
 DOCS = [
     'sphinx>=7.4,<10',
+    'docutils>=0.21',  # its MathML
     'myst-parser>=4,<6',
-    'sphinx-rtd-theme>=3,<4',
+    'furo>=2024.8.6',
 ]
 DEV = [
     'mmcv-lite>=2.2.0', 'pytest>=9', 'pytest-xdist', 'hypothesis',

@@ -2,13 +2,20 @@
 
     python benchmarks/accuracy/report.py
 
-Reads ``results/runs/*.json``; writes to ``results``: ``summary.md``, the
-methods side by side where the main ones share three seeds, theirs of those
-seeds alone; ``noise.md``, what noise adds to each; ``table.md``, everything;
-``accuracy.png``, the methods of ``summary.md``, and ``study.png``, the open
-choices. A method needs three seeds to be in a table; what has fewer is listed
-below ``table.md``'s. A difference is paired: of runs with the same seed, and
-so the same teacher and order of images.
+Reads ``results/runs/*.json``; writes to ``results``:
+
+* ``short.md`` and ``accuracy.png``: the README's table and picture, four
+  methods in three models;
+* ``summary.md``: the methods side by side where the main ones share three
+  seeds, theirs of those seeds alone;
+* ``intervals.md``: paired differences of the main methods;
+* ``noise.md``: what noise adds to each method;
+* ``choices.md``: paired differences of the open choices;
+* ``table.md``: everything; ``study.png``: the open choices.
+
+A method needs three seeds to be in a table; what has fewer is listed below
+``table.md``'s. A difference is paired: of runs with the same seed, and so the
+same teacher and order of images.
 """
 
 from __future__ import annotations
@@ -33,10 +40,52 @@ MAIN = ('lsq', 'kd', 'fpq', 'sfp_kd')
 COMPARED_ON = ('resnet', 'wide', 'mobilenet_slow_steps', 'resnet18',
                'mobilenet_v2')
 STUDIED = ('wide', 'w2a2')
+# The README's models and methods, in its words.
+SHOWN = {'wide': 'Wide ResNet', 'resnet18': 'ResNet-18',
+         'mobilenet_v2': 'MobileNetV2'}
+WORDS = {'fp': 'full precision', 'lsq': 'LSQ',
+         'fpq': "FPQ, preset 'paper'",
+         'sfp_kd': "FPQ, preset 'recommended'"}
+# Colours that the colour-blind can tell apart (Okabe and Ito), and markers.
+STYLES = {'lsq': ('#D55E00', 's'), 'fpq': ('#0072B2', 'o'),
+          'sfp_kd': ('#007A5A', 'D')}
+# A method, and the one that it is compared with.
+PAIRS = (('kd', 'lsq'), ('fpq', 'lsq'), ('fpq', 'kd'), ('sfp_kd', 'lsq'),
+         ('sfp_kd', 'kd'), ('sfp_kd', 'fp'), ('fpq', 'lsq_plus'),
+         ('fpq', 'pact'))
 # A method, the same with noise, and its p.
 NOISE = (('lsq', 'sfp', 0.1), ('csd', 'fpq', 0.1), ('csd', 'fpq p=0.5', 0.5),
          ('kd', 'csd=0 kd=1 p=0.5', 0.5), ('csd=0 kd=3 p=0', 'sfp_kd', 0.5),
          ('csd=0 kd=10 p=0', 'csd=0 kd=10 p=0.5', 0.5))
+# Where: a method, and what it is compared with; '@' where that is elsewhere.
+CHOICES = {
+    ('wide', 'w2a2'): (
+        ('csd=10 kd=0 p=0.1', 'fpq'), ('csd=30 kd=0 p=0.1', 'fpq'),
+        ('fpq channel_sum', 'fpq'), ('fpq lambda=0.3', 'fpq'),
+        ('csd=0 kd=3 p=0', 'kd'), ('csd=0 kd=10 p=0', 'kd'),
+        ('fpq p=0.3', 'fpq'), ('fpq p=0.5', 'fpq'), ('fpq p=0.7', 'fpq'),
+        ('fpq before', 'fpq'), ('fpq sample', 'fpq'), ('per_tensor', 'fpq'),
+        ('weight_noise', 'fpq'), ('fpq p annealed', 'fpq'),
+        ('fpq lambda annealed', 'fpq'), ('fpq eps=0.01', 'fpq'),
+        ('fpq last stage', 'fpq'), ('csd=3 kd=3 p=0.5', 'sfp_kd'),
+        ('lsq_sam', 'lsq'), ('torch_ao', 'lsq')),
+    ('resnet18', 'w2a4'): (('sfp_kd', 'csd=0 kd=3 p=0'), ),
+    ('wide', 'w2a4'): (('lsq_sam', 'lsq'), ),
+    ('wide', 'w4a4'): (('lsq_sam', 'lsq'), ),
+    ('wide_weak_teacher', 'w2a2'): (
+        ('kd', 'lsq'), ('fpq', 'lsq'), ('sfp_kd', 'lsq')),
+    ('wide_160_epochs', 'w2a2'): (
+        ('fpq', 'lsq'), ('sfp_kd', 'lsq'), ('sfp_kd', 'fp')),
+    ('wide_5000_images', 'w2a2'): (
+        ('fpq', 'lsq'), ('kd', 'lsq'), ('sfp_kd', 'lsq'), ('sfp_kd', 'fp')),
+    ('mobilenet_slow_steps', 'w2a2'): (
+        ('fpq', 'fpq @mobilenet'), ('lsq', 'lsq @mobilenet')),
+    ('mobilenet_slow_steps', 'w4a4'): (
+        ('fpq', 'fpq @mobilenet'), ('lsq', 'lsq @mobilenet')),
+    ('mobilenet_clipped', 'w2a2'): (
+        ('fpq', 'fpq @mobilenet'), ('lsq', 'lsq @mobilenet'),
+        ('sfp_kd', 'lsq')),
+}
 
 _Rows = dict[tuple[str, str], list['Row']]
 
@@ -79,16 +128,16 @@ def main() -> None:
         (args.out / name).write_text(text)
         print(text)
     rows = of_enough_seeds(rows)
-    draw({place: [row for row in of_shared_seeds(rows[place])
-                  if row.method in COMPARED]
-          for place in compared(rows)}, args.out / 'accuracy.png')
-    draw({STUDIED: rows.get(STUDIED, [])}, args.out / 'study.png')
+    draw_shown(rows, args.out / 'accuracy.png')
+    draw_study(rows.get(STUDIED, []), args.out / 'study.png')
 
 
 def texts(rows: _Rows) -> dict[str, str]:
     """From a file's name to what it holds."""
     enough = of_enough_seeds(rows)
-    return {'summary.md': summary(enough), 'noise.md': noise(enough),
+    return {'short.md': short(enough), 'summary.md': summary(enough),
+            'intervals.md': intervals(enough), 'noise.md': noise(enough),
+            'choices.md': choices(enough),
             'table.md': markdown(enough) + unfinished(rows)}
 
 
@@ -230,6 +279,59 @@ def summary(rows: _Rows) -> str:
     return '\n'.join(lines) + '\n'
 
 
+def short(rows: _Rows) -> str:
+    """Mean top-1 of the README's methods and models."""
+    places = [place for place in compared(rows) if place[0] in SHOWN]
+    lines = ['| | ' + ' | '.join(f'{SHOWN[model]} {bits.upper()}'
+                                 for model, bits in places) + ' |',
+             '|---|' + '---|' * len(places)]
+    means = {place: {row.method: f'{statistics.fmean(row.top1.values()):.2f}'
+                     for row in of_shared_seeds(rows[place])}
+             for place in places}
+    lines += [f'| {words} | '
+              + ' | '.join(means[place][method] for place in places) + ' |'
+              for method, words in WORDS.items()]
+    return '\n'.join(lines) + '\n'
+
+
+def intervals(rows: _Rows) -> str:
+    """Paired differences of the main methods, of the summary's seeds."""
+    lines = ['| | seeds | ' + ' | '.join(
+        f'`{method}` over `{base}`' for method, base in PAIRS) + ' |',
+        '|---|---|' + '---|' * len(PAIRS)]
+    for model, bits in compared(rows):
+        group = rows[model, bits]
+        common = shared(group)
+        runs = {row.method: {seed: top1 for seed, top1 in row.top1.items()
+                             if seed in common} for row in group}
+        # No line breaks within an interval.
+        entries = [_gain(*_over(runs, method, base)).replace(
+            ' to ', '\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}')
+            if method in runs else '' for method, base in PAIRS]
+        lines.append(f'| `{model}`, {bits.upper()} | {len(common)} | '
+                     + ' | '.join(entries) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def choices(rows: _Rows) -> str:
+    """Paired differences of CHOICES."""
+    lines = ['| where | method | over | points '
+             f'({CONFIDENCE:.0%} interval) | pairs |', '|---|---|---|---|---|']
+    for (model, bits), pairs in CHOICES.items():
+        for method, base in pairs:
+            base, _, other = base.partition(' @')
+            tops, others = (
+                {row.method: row.top1 for row in rows.get(place, ())}
+                for place in ((model, bits), (other or model, bits)))
+            if base not in others or method not in tops:
+                continue
+            found = list(_pairs(others[base], tops[method]).values())
+            named = f'`{base}`' + (f' of `{other}`' if other else '')
+            lines.append(f'| `{model}`, {bits.upper()} | `{method}` | {named} '
+                         f'| {_gain(*paired(found))} | {len(found)} |')
+    return '\n'.join(lines) + '\n'
+
+
 def noise(rows: _Rows) -> str:
     """What noise adds to a method: by setting, and over networks.
 
@@ -293,34 +395,84 @@ def markdown(rows: _Rows) -> str:
     return '\n'.join(lines)
 
 
-def draw(rows: _Rows, path: Path) -> None:
-    """Paired difference to LSQ: a row of panels a model, a column a width."""
+def draw_shown(rows: _Rows, path: Path) -> None:
+    """The README's picture: distance from full precision over bits.
+
+    The distance is paired, since a teacher's seed moves its students with
+    it by more than one method differs from another.
+    """
+    plt = _pyplot()
+    fig, axes = plt.subplots(1, len(SHOWN), figsize=(8, 3.4), sharey=True,
+                             layout='constrained')
+    for axis, (model, title) in zip(axes, SHOWN.items()):
+        places = [place for place in compared(rows) if place[0] == model]
+        axis.axhline(0, color='black', linestyle='--', linewidth=1.2)
+        for shift, (method, (color, marker)) in zip((-0.06, 0, 0.06),
+                                                    STYLES.items()):
+            found = [_to_teacher(rows[place], method) for place in places]
+            axis.errorbar(
+                [x + shift for x in range(len(places))],
+                [mean for mean, _ in found], yerr=[e for _, e in found],
+                color=color, marker=marker, markersize=5, capsize=3,
+                linewidth=1.8, elinewidth=1)
+        axis.set_title(title, fontsize=11)
+        axis.set_xticks(range(len(places)),
+                        [bits.upper() for _, bits in places])
+        axis.set_xlim(-0.35, len(places) - 0.65)
+        axis.grid(axis='y', color='#dddddd', linewidth=0.6)
+        axis.spines[['top', 'right']].set_visible(False)
+    numbers = {len(shared(rows[place])) for place in compared(rows)
+               if place[0] in SHOWN}
+    axes[0].set_ylabel('top-1, points from full precision')
+    _label(axes[0])
+    fig.supxlabel(
+        'Bits of weights and activations. Means over '
+        f'{" or ".join(map(str, sorted(numbers)))} seeds; bars: one standard '
+        'error of the paired difference.', fontsize=9)
+    fig.savefig(path, dpi=200)
+
+
+def _to_teacher(group: list[Row], method: str) -> tuple[float, float]:
+    """Mean paired difference to full precision, and its standard error."""
+    tops = {row.method: row.top1 for row in of_shared_seeds(group)}
+    found = list(_pairs(tops['fp'], tops[method]).values())
+    return (statistics.fmean(found),
+            statistics.stdev(found) / math.sqrt(len(found)))
+
+
+def _label(axis) -> None:
+    """The lines' names, in their colours, where the first panel is empty."""
+    axis.text(0.03, 0.42, WORDS['fp'] + ' (dashed)',
+              transform=axis.transAxes, fontsize=9)
+    for number, (method, (color, _)) in enumerate(reversed(STYLES.items())):
+        axis.text(0.03, 0.33 - 0.09 * number, WORDS[method], color=color,
+                  transform=axis.transAxes, fontsize=9, fontweight='bold')
+
+
+def draw_study(group: list[Row], path: Path) -> None:
+    """Points over LSQ of every choice that was studied in one setting."""
+    plt = _pyplot()
+    group = [row for row in group if row.gain is not None]
+    fig, axis = plt.subplots(figsize=(6.5, 1 + 0.2 * len(group)),
+                             layout='constrained')
+    axis.errorbar([row.gain for row in group], range(len(group)),
+                  xerr=[row.margin or 0 for row in group], fmt='o',
+                  color='#0072B2', capsize=3)
+    axis.set_yticks(range(len(group)), [row.method for row in group])
+    axis.axvline(0, color='k', linewidth=0.8)
+    axis.grid(axis='x', color='#dddddd', linewidth=0.6)
+    axis.invert_yaxis()
+    model, bits = STUDIED
+    axis.set_title(f'{model}, {bits.upper()}')
+    axis.set_xlabel(f'points over LSQ, with {CONFIDENCE:.0%} intervals')
+    fig.savefig(path, dpi=100)
+
+
+def _pyplot():
     import matplotlib
     matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-    models = list(dict.fromkeys(model for model, _ in rows))
-    columns = [b for b in BITS if any(bits == b for _, bits in rows)]
-    most = {m: max(len(g) for (model, _), g in rows.items() if model == m)
-            for m in models}
-    heights = [1 + 0.2 * most[m] for m in models]
-    fig, axes = plt.subplots(
-        len(models), len(columns),
-        figsize=(2 + 3.5 * len(columns), sum(heights)),
-        height_ratios=heights, squeeze=False, layout='constrained')
-    for line, model in zip(axes, models):
-        for axis, bits in zip(line, columns):
-            group = [row for row in rows.get((model, bits), ())
-                     if row.gain is not None]
-            axis.set_visible(bool(group))
-            axis.errorbar(
-                [row.gain for row in group], range(len(group)),
-                xerr=[row.margin or 0 for row in group], fmt='o', capsize=3)
-            axis.set_yticks(range(len(group)), [row.method for row in group])
-            axis.axvline(0, color='k', linewidth=0.8)
-            axis.invert_yaxis()
-            axis.set_title(f'{model}, {bits.upper()}')
-            axis.set_xlabel('points over LSQ')
-    fig.savefig(path, dpi=90)
+    from matplotlib import pyplot
+    return pyplot
 
 
 if __name__ == '__main__':

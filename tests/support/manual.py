@@ -15,6 +15,7 @@ from PIL import Image
 from runs import CONFIGS, ROOT, options, train
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+HOOK = "dict(type='FPQHook', bits='w4a4')"
 _NUMBER = itertools.count()
 
 
@@ -47,13 +48,16 @@ def train_two_iterations(block: Block, folder: Path) -> None:
     """Train what a config block says, on digits or on pictures of noise.
 
     Its full-precision checkpoint is one of random weights. A fragment is a
-    part of a config that inherits Fashion-MNIST's.
+    part of a config that inherits Fashion-MNIST's full-precision one; the
+    hook is put in where the fragment does not do so.
     """
     text = block.text
     if block.kind == 'python fragment':
-        base = CONFIGS / 'fashion_mnist/resnet_fpq_w4a4.py'
+        base = CONFIGS / 'fashion_mnist/resnet_fp.py'
+        if 'default_hooks' not in text:
+            text += f'default_hooks = dict(fpq={HOOK})\n'
         text = f'_base_ = [{str(base)!r}]\n' + text
-    text = re.sub(r"'(path/to/)?mm_configs/", f"'{CONFIGS}/", text)
+    text = text.replace("'mm_configs/", f"'{CONFIGS}/")
     path = folder / 'block.py'
     path.write_text(text)
     cfg = Config.fromfile(str(path))

@@ -10,9 +10,12 @@ from importlib.util import find_spec
 
 import pytest
 from manual import PAGES, blocks, every, train_two_iterations
+from mmengine import Config
 from mmengine.registry import DATASETS, MODELS
+from mmpretrain.registry import HOOKS
 from runs import ROOT
 
+import fpq_plugin
 import mm_configs
 from brevitas_adapters.backend import BREVITAS
 from fpq_plugin.layers import backends, routing
@@ -22,6 +25,8 @@ KINDS = {
     'python no-run', 'bash', '', '{toctree}', '{eval-rst}'
 }
 DOCS = ROOT / 'docs'
+MMENGINES = {'FPQHook is not in the mmpretrain::hook registry',
+             'Duplicate key is not allowed among bases'}
 
 
 def ids(block):
@@ -49,7 +54,7 @@ def test_every_block_is_of_a_known_kind():
     assert found - included <= KINDS
     for kind in included:
         assert (DOCS / kind.split(' ')[1]).is_file()
-    assert len(every('python')) > 25
+    assert len(every('python')) > 20
 
 
 @pytest.mark.parametrize(
@@ -72,11 +77,11 @@ def test_what_does_not_run_here_is_sound():
     for block in every('python no-run'):
         ast.parse(block.text)
     block, = every('python config mmdet')
-    default_hooks, = (line.value for line in ast.parse(block.text).body
-                      if line.targets[0].id == 'default_hooks')
-    assert '_base_.fpq' in ast.unparse(default_hooks)
-    for base in re.findall(r"'mm_configs/(\S+?)'", block.text):
-        mm_configs.path(base)
+    scope = {}
+    exec(block.text, scope)
+    fpq_plugin.FPQHook(**{key: value for key, value in
+                          scope['default_hooks']['fpq'].items()
+                          if key != 'type'})
 
 
 def commands():
@@ -112,10 +117,11 @@ def test_the_commands_exist():
             for extra in re.findall(r'\[(.*?)\]', ' '.join(rest)):
                 assert set(extra.split(',')) <= set(extras), where
         elif program == 'mim':
-            config = rest[2]
             assert rest[0] in ('train', 'test'), where
-            assert ((ROOT / config).is_file()
-                    or config in ('my_fpq_config.py', 'CONFIG')), where
+            is_config(rest[2], where)
+        elif program == 'fpq':
+            assert rest[0] in ('export', 'analyze'), where
+            is_config(rest[1], where)
         elif program == 'python' and rest[0] == '-m':
             assert find_spec(rest[1]), where
             if rest[1] == 'mm_configs' and rest[2:]:
@@ -124,7 +130,13 @@ def test_the_commands_exist():
             assert (ROOT / rest[0]).is_file(), where
         else:
             assert program == 'export', where
-    assert {'make', 'mim', 'pip', 'python'} <= seen
+    assert {'make', 'mim', 'pip', 'python', 'fpq'} <= seen
+
+
+def is_config(name, where):
+    """A file of the repository, or a name for one of the reader's."""
+    assert ((ROOT / name).is_file()
+            or name in ('my_fpq_config.py', 'CONFIG')), where
 
 
 def literals(folder):
@@ -143,12 +155,48 @@ def test_troubleshooting_quotes_messages_of_the_source():
     known = [text for package in ('fpq_plugin', 'brevitas_adapters')
              for text in literals(ROOT / package)]
     text = (DOCS / 'troubleshooting.md').read_text()
-    quoted = re.findall(r'^### `(.*)`$', text, re.MULTILINE)
+    quoted = set(re.findall(r'^### `(.*)`$', text, re.MULTILINE))
     assert len(quoted) > 30
+    assert quoted >= MMENGINES
+    quoted -= MMENGINES
     for message in quoted:
         parts = [part for part in message.split('...') if part.strip(' :,')]
         pattern = re.compile('.*'.join(map(re.escape, parts)), re.DOTALL)
         assert any(map(pattern.search, known)), message
+
+
+def test_troubleshooting_quotes_messages_of_mmengine(tmp_path):
+    with pytest.raises(KeyError) as missing:
+        HOOKS.build(dict(type='FPQHook_'))
+    assert missing.value.args[0].startswith(
+        'FPQHook_ is not in the mmpretrain::hook registry')
+    for name in ('a.py', 'b.py'):
+        (tmp_path / name).write_text('custom_imports = dict(imports=[])')
+    (tmp_path / 'mine.py').write_text("_base_ = ['a.py', 'b.py']")
+    with pytest.raises(KeyError, match='Duplicate key is not allowed among '
+                       'bases.*custom_imports'):
+        Config.fromfile(tmp_path / 'mine.py')
+
+
+def test_the_front_page_lists_every_page_once():
+    trees = [block.text for block in blocks(DOCS / 'index.md')
+             if block.kind == '{toctree}']
+    listed = [line for text in trees for line in text.splitlines()
+              if line and not line.startswith(':')]
+    assert sorted(listed) == sorted(
+        page.stem for page in DOCS.glob('*.md') if page.stem != 'index')
+
+
+def test_the_glossary_is_in_order():
+    terms = re.findall(r'^(\S.*)\n: ', (DOCS / 'glossary.md').read_text(),
+                       re.MULTILINE)
+    assert len(terms) > 25
+    assert terms == sorted(terms, key=str.lower)
+
+
+def test_nothing_cites_what_the_repository_does_not_have():
+    for page in PAGES:
+        assert not re.search(r"\bspec\b(?!\.)", page.read_text()), page.name
 
 
 def test_the_tables_of_fashion_mnist_are_the_files():

@@ -1,45 +1,29 @@
-"""The README's options are the hook's; its code runs in test_docs.py."""
+"""The README is short; the manual's block of options is the hook's.
 
-import inspect
-import re
+Their code runs in test_docs.py.
+"""
 
-import torch
+from manual import blocks
 from runs import ROOT
 
-import fpq_plugin
 from fpq_plugin import FPQHook
-from fpq_plugin.layers import get_backend
-
-BLOCKS = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(),
-                    re.DOTALL)
+from fpq_plugin.recipe import Recipe
 
 
-def block(start):
-    found, = (b for b in BLOCKS if start in b)
-    return found
-
-
-def test_the_new_layer_is_quantized():
-    layers, scope = get_backend('torch_ao').layers, {}
-    before = dict(layers)
-    try:
-        exec(block('@register_layer'), scope)
-        model = torch.nn.Sequential(scope['TokenMixing'](5))
-        fpq_plugin.convert(model)
-        x = torch.randn(2, 5, 3)
-        fpq_plugin.calibrate(model, [x])
-        assert type(model[0]) is scope['QuantizedTokenMixing']
-        torch.testing.assert_close(model(x), x, rtol=0, atol=0.1)
-    finally:
-        layers.clear()
-        layers.update(before)
+def test_the_readme_is_read_in_one_go():
+    text = (ROOT / 'README.md').read_text()
+    assert text.count('\n') <= 120
+    assert text.count('![') == 1
+    assert 'preset=' in text.split('\n## ')[0]
 
 
 def test_the_options_block_names_every_option_and_builds():
+    block, = (block for block in
+              blocks(ROOT / 'docs/configuration.md', 'python')
+              if "fpq = dict(\n    type='FPQHook'" in block.text)
     scope = {}
-    exec(block("fpq = dict(\n    type='FPQHook'"), scope)
+    exec(block.text, scope)
     options = scope['fpq']
     options.pop('type')
     FPQHook(**options)
-    known = set(inspect.signature(FPQHook).parameters)
-    assert known - {'unknown'} == set(options)
+    assert set(Recipe.options()) == set(options)

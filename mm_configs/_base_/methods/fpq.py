@@ -1,2 +1,2 @@
-# LSQ with both of FPQ's parts, as in the paper: p = 0.1, lambda = 1.
+# preset='paper': LSQ with both of FPQ's parts, p = 0.1, lambda = 1.
 _base_ = ['../fpq_w4a4.py']

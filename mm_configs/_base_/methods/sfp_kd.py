@@ -1,5 +1,4 @@
-# FPQ's noise beside strong distillation of the logits: what did best in
-# docs/methods.md.
+# preset='recommended': FPQ's noise beside strong distillation of the logits.
 _base_ = ['../fpq_w4a4.py']
 
 fpq = dict(
