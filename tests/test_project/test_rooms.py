@@ -4,6 +4,7 @@ import ast
 from graphlib import TopologicalSorter
 
 from runs import ROOT
+from structure import arrows
 
 PACKAGE = ROOT / 'fpq_plugin'
 # From the bottom to the top; a room may import what stands below it.
@@ -32,41 +33,6 @@ def modules():
     }
 
 
-def type_checking(tree):
-    """Imports that exist for type checkers alone."""
-    return {
-        id(node)
-        for block in ast.walk(tree) if isinstance(block, ast.If)
-        and getattr(block.test, 'id', '') == 'TYPE_CHECKING'
-        for node in ast.walk(block)
-    }
-
-
-def imports():
-    """From a module to the modules of the package that it imports."""
-    found = modules()
-    names = set(found)
-    graph = {}
-    for name, tree in found.items():
-        skip = type_checking(tree)
-        graph[name] = set()
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.ImportFrom) or id(node) in skip:
-                continue
-            if node.level == 0:
-                continue
-            folder = name.split('.')[:-1]
-            base = folder[:len(folder) - node.level + 1]
-            target = '.'.join(base + (node.module or '').split('.')).strip('.')
-            for alias in node.names:
-                inner = f'{target}.{alias.name}'.strip('.')
-                graph[name].add(
-                    inner if inner in names else
-                    target if target in names else
-                    f'{target}.__init__'.strip('.'))
-    return graph
-
-
 def room(name):
     # The command reads configs: it stands where the other commands do.
     if name in ('export.command', 'export.__main__'):
@@ -81,7 +47,7 @@ def test_every_room_has_a_floor():
 def test_imports_run_downwards():
     wrong = {
         (name, target)
-        for name, targets in imports().items() for target in targets
+        for name, targets in arrows(PACKAGE).items() for target in targets
         if FLOOR[room(target)] > FLOOR[room(name)] or (
             FLOOR[room(target)] == FLOOR[room(name)] == 2
             and room(target) != room(name))
@@ -90,7 +56,7 @@ def test_imports_run_downwards():
 
 
 def test_no_circles():
-    graph = imports()
+    graph = arrows(PACKAGE)
     for name, target in LIFTS:
         graph[name].discard(target)
     order = list(TopologicalSorter(graph).static_order())
