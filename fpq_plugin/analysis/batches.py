@@ -1,9 +1,10 @@
-"""The fixed batches that all models of an analysis see."""
+"""Batches that all models of an analysis see, and how they are drawn."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,6 +16,10 @@ from torch.utils.data import DataLoader
 
 from .._compat.restoring import same_randomness
 from ..openmmlab.calibration import calibration_batches
+from .measuring import ProgressBar
+
+SPLITS = dict(train='train_dataloader', val='val_dataloader',
+              test='test_dataloader')
 
 
 class Batch(ABC):
@@ -105,24 +110,13 @@ class PlainBatch(Batch):
         return _flat(model(self.inputs if inputs is None else inputs))
 
 
-def shares(batches: Iterable[Batch]) -> list[float]:
-    """Each batch's part of all images."""
+def image_shares(batches: Iterable[Batch]) -> list[float]:
+    """Each batch's part of all images, to weigh its mean loss by."""
     sizes = [len(batch) for batch in batches]
     return [size / sum(sizes) for size in sizes]
 
 
-def _flat(output: Any) -> Tensor:
-    """Tensors, nested in lists or tuples, as one of shape (N, outputs)."""
-    if isinstance(output, Tensor):
-        return output.flatten(1)
-    return torch.cat([_flat(part) for part in output], dim=1)
-
-
-SPLITS = dict(train='train_dataloader', val='val_dataloader',
-              test='test_dataloader')
-
-
-def loader_of(config: Config, split: str) -> DataLoader:
+def build_loader(config: Config, split: str) -> DataLoader:
     """Build the data loader of a config.
 
     Args:
@@ -145,7 +139,7 @@ def loader_of(config: Config, split: str) -> DataLoader:
                          f'built: {error}') from error
 
 
-def draw(loader: DataLoader, num_images: int, seed: int,
+def draw_batches(loader: DataLoader, num_images: int, seed: int,
          progress: bool) -> list[Any]:
     """Draw images without repetition, through the loader's pipeline.
 
@@ -169,12 +163,37 @@ def draw(loader: DataLoader, num_images: int, seed: int,
     if size is not None and size < num_images:
         raise ValueError(f'no data: {num_images} images asked for, the data '
                          f'set has {size}')
-    with same_randomness():
+    drawn = []
+    number = math.ceil(num_images / (loader.batch_size or 32))
+    with same_randomness(), ProgressBar(
+            'drawing images', number, 'batches', progress) as bar:
         set_random_seed(seed)
-        return list(calibration_batches(loader, num_images, seed, progress))
+        for batch in calibration_batches(
+                loader, num_images, seed, progress=False):
+            drawn.append(batch)
+            bar.step()
+    return drawn
 
 
-def prepared(model: nn.Module, batches: Sequence[Any]) -> list[MMBatch]:
-    """The batches after the model's preprocessor, on the model's device."""
+def preprocessed(model: nn.Module, batches: Iterable[Any]) -> list[MMBatch]:
+    """Batches of a data loader as the model's preprocessor gives them.
+
+    Args:
+        model (nn.Module): An OpenMMLab model; its device is the batches'.
+        batches (Iterable[Any]): What :func:`draw_batches` returns.
+
+    Returns:
+        list[MMBatch]: One for each.
+
+    Raises:
+        TypeError: If preprocessed inputs are not one tensor.
+    """
     with torch.no_grad():
         return [MMBatch(model, batch) for batch in batches]
+
+
+def _flat(output: Any) -> Tensor:
+    """Tensors, nested in lists or tuples, as one of shape (N, outputs)."""
+    if isinstance(output, Tensor):
+        return output.flatten(1)
+    return torch.cat([_flat(part) for part in output], dim=1)

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from ..version import __version__
-from .batches import SPLITS, draw, loader_of
+from .batches import SPLITS, build_loader, draw_batches
 from .measuring import require_extras
 from .study import StudySettings, run_study, study_layer
-from .subjects import load_subjects
+from .trained_models import load_trained_models
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -54,10 +54,10 @@ def analyse(args: argparse.Namespace, command: str) -> None:
         raise ValueError('give pairs CONFIG CHECKPOINT; the last one, '
                          f'{args.models[-1]!r}, has no partner')
     pairs = list(zip(args.models[::2], args.models[1::2]))
-    subjects = load_subjects(pairs, args.device)
+    subjects = load_trained_models(pairs, args.device)
     layer = study_layer(subjects, args.layer)
-    batches = draw(loader_of(subjects[0].config, args.split), args.images,
-                   args.seed, progress=True)
+    loader = build_loader(subjects[0].config, args.split)
+    batches = draw_batches(loader, args.images, args.seed, progress=True)
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     study = run_study(subjects, batches,

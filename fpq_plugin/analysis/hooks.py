@@ -19,11 +19,11 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from .batches import Batch, draw, prepared
+from .batches import Batch, draw_batches, preprocessed
 from .curvature import hessian_trace
 from .features import layer_sqnr
 from .measuring import Estimate, require_extras, weighted_layers
-from .noise import noise_gradient_norm, output_variance
+from .stability import noise_gradient_norm, output_variance
 
 
 class MeasureHook(Hook):
@@ -87,12 +87,12 @@ class MeasureHook(Hook):
         """
         if not is_main_process():
             return
-        model = _inner(runner.model)
+        model = _without_wrapper(runner.model)
         weighted_layers(model, self.layers, f'{type(self).__name__}.layers')
-        self._batches = prepared(
+        self._batches = preprocessed(
             model,
-            draw(runner.train_dataloader, self.num_images, self.seed,
-                 progress=False))
+            draw_batches(runner.train_dataloader, self.num_images, self.seed,
+                         progress=False))
         record = self._path(runner, 'json')
         if runner.epoch == 0:
             self._measure(runner, 0)
@@ -115,7 +115,7 @@ class MeasureHook(Hook):
         found = {
             '_'.join(part for part in (self.title, name) if part): estimate
             for name, estimate in self.measure(
-                _inner(runner.model), self._batches).items()
+                _without_wrapper(runner.model), self._batches).items()
         }
         self._rows.append(
             dict(epoch=epoch, **{k: asdict(e) for k, e in found.items()}))
@@ -140,7 +140,7 @@ class MeasureHook(Hook):
                                  f'integer, got {number!r}')
 
 
-def _inner(model: nn.Module) -> nn.Module:
+def _without_wrapper(model: nn.Module) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
@@ -265,5 +265,5 @@ class SQNRHook(MeasureHook):
             values = [getattr(value, part) for value in found]
             values = [v for v in values if v is not None and math.isfinite(v)]
             if values:
-                means[part] = Estimate.of(torch.tensor(values))
+                means[part] = Estimate.from_samples(torch.tensor(values))
         return means

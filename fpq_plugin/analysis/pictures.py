@@ -37,7 +37,7 @@ def save(figure: Figure, path: Path) -> Path:
 def whole(study: dict[str, Any]) -> dict[str, dict]:
     """The models of which all was measured, one of each family."""
     return {
-        model['family']: model
+        model['run']: model
         for model in study['models'].values() if 'layers' in model
     }
 
@@ -46,7 +46,7 @@ def courses(study: dict[str, Any]) -> dict[str, list[dict]]:
     """Each family's models by epoch, of families with more than one."""
     families: dict[str, list[dict]] = {}
     for model in study['models'].values():
-        families.setdefault(model['family'], []).append(model)
+        families.setdefault(model['run'], []).append(model)
     return {
         family: sorted(models, key=lambda m: m['epoch'] or 0)
         for family, models in families.items() if len(models) > 1

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from .batches import MMBatch, prepared
+from .batches import MMBatch, preprocessed
 from .curvature import hessian_trace, spectral_density, top_eigenvalues
 from .features import channel_ranges, feature_histograms, layer_sqnr
 from .landscape import loss_slice, mean_loss
 from .measuring import weighted_layers
-from .noise import noise_gradient_norm, output_variance
-from .subjects import Subject, last_of_families, naive_quantization
+from .stability import noise_gradient_norm, output_variance
+from .trained_models import TrainedModel, last_checkpoints, naive_quantization
 
 STEPS_1D = tuple(i / 20 for i in range(-10, 11))
 STEPS_2D = tuple(i / 10 for i in range(-5, 6))
@@ -37,7 +37,7 @@ class StudySettings:
     seed: int = 0
 
 
-def study_layer(subjects: Sequence[Subject], layer: str | None) -> str:
+def study_layer(subjects: Sequence[TrainedModel], layer: str | None) -> str:
     """The layer of Figs. 3 and 4, in all models.
 
     Raises:
@@ -52,7 +52,7 @@ def study_layer(subjects: Sequence[Subject], layer: str | None) -> str:
     return names[0]
 
 
-def run_study(subjects: Sequence[Subject],
+def run_study(subjects: Sequence[TrainedModel],
               raw_batches: Sequence[Any],
               settings: StudySettings,
               say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def run_study(subjects: Sequence[Subject],
     last checkpoint of each family.
 
     Args:
-        subjects (Sequence[Subject]): The models.
+        subjects (Sequence[TrainedModel]): The models.
         raw_batches (Sequence[Any]): Batches as data loaders return them.
         settings (StudySettings): How much.
         say (Callable): Told what is going on. Defaults to ``print``.
@@ -71,24 +71,25 @@ def run_study(subjects: Sequence[Subject],
         dict: Plain numbers, lists and strings, as they go into JSON.
     """
     layer = study_layer(subjects, settings.layer)
-    last = last_of_families(list(subjects))
+    last = last_checkpoints(list(subjects))
     models = {}
     for number, subject in enumerate(subjects, 1):
         say(f'\n[{number}/{len(subjects)}] {subject.label}')
         models[subject.label] = _measure(
-            subject, prepared(subject.model, raw_batches), settings,
+            subject, preprocessed(subject.model, raw_batches), settings,
             whole=subject in last)
     say(f'\nfeatures of {layer}')
     return _plain(dict(
         layer=layer,
-        images=sum(len(b) for b in prepared(subjects[0].model, raw_batches)),
+        images=sum(
+            len(b) for b in preprocessed(subjects[0].model, raw_batches)),
         probes=settings.probes,
         seed=settings.seed,
         models=models,
         features=_features(last, raw_batches, layer)))
 
 
-def _measure(subject: Subject, batches: list[MMBatch],
+def _measure(subject: TrainedModel, batches: list[MMBatch],
              settings: StudySettings, whole: bool) -> dict[str, Any]:
     model, seed = subject.model, settings.seed
     seconds: dict[str, float] = {}
@@ -102,7 +103,7 @@ def _measure(subject: Subject, batches: list[MMBatch],
 
     trace = timed('trace', hessian_trace, settings.probes)
     result: dict[str, Any] = dict(
-        family=subject.family,
+        run=subject.run,
         epoch=subject.epoch,
         files=subject.files,
         quantized=subject.is_quantized(),
@@ -131,7 +132,7 @@ def _measure(subject: Subject, batches: list[MMBatch],
     return result
 
 
-def _layer_rows(subject: Subject, batches: list[MMBatch],
+def _layer_rows(subject: TrainedModel, batches: list[MMBatch],
                 traces: dict[str, Any]) -> list[dict[str, Any]]:
     errors = layer_sqnr(subject.model, batches)
     rows = []
@@ -145,17 +146,18 @@ def _layer_rows(subject: Subject, batches: list[MMBatch],
     return rows
 
 
-def _features(last: list[Subject], raw_batches: Sequence[Any],
+def _features(last: list[TrainedModel], raw_batches: Sequence[Any],
               layer: str) -> dict[str, Any]:
     """Figs. 3 and 4: each family's last model, and a naive one."""
-    models = {subject.family: subject.model for subject in last}
+    models = {subject.run: subject.model for subject in last}
     full = next((s for s in last if not s.is_quantized()), None)
     quantized = next((s for s in last if s.is_quantized()), None)
     if full is not None and quantized is not None:
         models[NAIVE] = naive_quantization(
-            full.model, quantized.config, prepared(full.model, raw_batches))
+            full.model, quantized.config,
+            preprocessed(full.model, raw_batches))
     batches = {
-        label: prepared(model, raw_batches)
+        label: preprocessed(model, raw_batches)
         for label, model in models.items()
     }
     histograms = feature_histograms(models, batches, layer)

@@ -13,9 +13,13 @@ from runs import ROOT, train, write_config
 
 from fpq_plugin import load_model
 from fpq_plugin.analysis import hessian_trace, mean_loss
-from fpq_plugin.analysis.batches import draw, loader_of, prepared
+from fpq_plugin.analysis.batches import (
+    build_loader,
+    draw_batches,
+    preprocessed,
+)
 from fpq_plugin.analysis.command import main
-from fpq_plugin.analysis.subjects import load_subjects
+from fpq_plugin.analysis.trained_models import load_trained_models
 
 FPQ = 'fashion_mnist/resnet_fpq_w4a4.py'
 FULL = 'fashion_mnist/resnet_fp.py'
@@ -95,9 +99,10 @@ def test_the_command(trained, tmp_path):
 
     # The numbers are those of the functions.
     model = load_model(*pairs(trained, 'epoch_2'))
-    batches = prepared(model, draw(
-        loader_of(Config.fromfile(str(trained / 'full.py')), 'train'), 12, 0,
-        progress=False))
+    loader = build_loader(
+        Config.fromfile(str(trained / 'full.py')), 'train')
+    batches = preprocessed(
+        model, draw_batches(loader, 12, 0, progress=False))
     found = models['quantized epoch_2']
     assert math.isclose(found['loss'], mean_loss(model, batches),
                         rel_tol=1e-5)
@@ -111,7 +116,8 @@ def test_naive_is_calibrated_only(trained):
     from fpq_plugin.state import float_state
     full = load_model(*pairs(trained, 'full'))
     cfg = Config.fromfile(str(trained / 'quantized.py'))
-    batches = prepared(full, draw(loader_of(cfg, 'train'), 40, 0, False))
+    batches = preprocessed(
+        full, draw_batches(build_loader(cfg, 'train'), 40, 0, False))
     naive = naive_quantization(full, cfg, batches)
     assert not hasattr(full.backbone.conv1, 'weight_quantizer')
     assert naive.backbone.conv1.weight_quantizer.is_initialized()
@@ -168,7 +174,7 @@ def test_configs_of_one_name_are_told_apart(trained, tmp_path):
     other = tmp_path / 'full.py'
     other.write_bytes((trained / 'full.py').read_bytes())
     full = pairs(trained, 'full')
-    subjects = load_subjects([tuple(full), (str(other), full[1])])
-    assert [s.family for s in subjects] == [
+    models = load_trained_models([tuple(full), (str(other), full[1])])
+    assert [s.run for s in models] == [
         str(trained / 'full'), str(tmp_path / 'full')]
-    assert [s.family for s in load_subjects([tuple(full)])] == ['full']
+    assert [s.run for s in load_trained_models([tuple(full)])] == ['full']

@@ -15,7 +15,7 @@ from torch import nn
 from fpq_plugin.analysis import (
     PlainBatch,
     hessian_trace,
-    quiet,
+    left_unchanged,
     spectral_density,
     top_eigenvalues,
 )
@@ -29,7 +29,7 @@ QUANTIZED = pytest.mark.parametrize('quantized', [False, True])
 def test_operator_is_the_exact_hessian(quantized):
     model, batches = small_net(quantized), small_batches()
     weights = [w.weight for w in weighted_layers(model).values()]
-    with quiet(model, 0, weights):
+    with left_unchanged(model, 0, weights):
         operator = SurrogateHessian(model, weights, batches)
         found = operator @ torch.eye(operator.shape[0]).double()
     exact = exact_hessian(model, batches)
