@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -46,6 +47,13 @@ class Batch(ABC):
                 to None.
         """
 
+    def right_answers(self, model: nn.Module) -> Tensor | None:
+        """Whether the model's first answer is right, booleans (N, ).
+
+        None if an image has not one class. Defaults to None.
+        """
+        return None
+
     def __len__(self) -> int:
         return len(self.inputs)
 
@@ -80,6 +88,20 @@ class MMBatch(Batch):
         data = {**self._data, 'inputs': inputs}
         return _flat(model(**data, mode='tensor'))
 
+    def right_answers(self, model: nn.Module) -> Tensor | None:
+        # The model writes its prediction into the samples.
+        samples = copy.deepcopy(self._data.get('data_samples'))
+        if not samples or not all(_has_one(s, 'gt_label') for s in samples):
+            return None
+        data = {**self._data, 'data_samples': samples}
+        answers = model(**data, mode='predict')
+        if not all(_has_one(answer, 'pred_label') for answer in answers):
+            return None
+        return torch.cat([
+            answer.pred_label.view(1) == answer.gt_label.view(1)
+            for answer in answers
+        ])
+
 
 class PlainBatch(Batch):
     """A batch of any model with ``model(inputs)``.
@@ -108,6 +130,13 @@ class PlainBatch(Batch):
     def output(self, model: nn.Module,
                inputs: Tensor | None = None) -> Tensor:
         return _flat(model(self.inputs if inputs is None else inputs))
+
+    def right_answers(self, model: nn.Module) -> Tensor | None:
+        output = model(self.inputs)
+        if output.dim() != 2 or self.target.shape != output.shape[:1] or (
+                self.target.is_floating_point()):
+            return None
+        return output.argmax(1) == self.target
 
 
 def image_shares(batches: Iterable[Batch]) -> list[float]:
@@ -190,6 +219,10 @@ def preprocessed(model: nn.Module, batches: Iterable[Any]) -> list[MMBatch]:
     """
     with torch.no_grad():
         return [MMBatch(model, batch) for batch in batches]
+
+
+def _has_one(sample: Any, label: str) -> bool:
+    return label in sample and sample.get(label).numel() == 1
 
 
 def _flat(output: Any) -> Tensor:

@@ -52,7 +52,7 @@ class Estimate:
         return cls(float(samples.mean()), float(error))
 
     def __str__(self) -> str:
-        return f'{self.value:.4g} +- {self.error:.2g}'
+        return f'{_digits(self.value, 4)} +- {_digits(self.error, 2)}'
 
 
 class ProgressBar:
@@ -256,6 +256,11 @@ def require_extras(*modules: str) -> None:
     if missing:
         raise ImportError(f'{" and ".join(missing)} missing: '
                           "pip install 'fpq-openmmlab[analysis]'")
+
+
+def _digits(number: float, digits: int) -> str:
+    """That many significant digits, of numbers below a million as usual."""
+    return f'{float(f"{number:.{digits}g}"):g}'
 
 
 _PACKAGES = dict(curvlinops='curvlinops-for-pytorch', matplotlib='matplotlib')

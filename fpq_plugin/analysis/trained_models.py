@@ -19,7 +19,7 @@ from .batches import Batch
 from .measuring import left_unchanged
 
 
-@dataclass
+@dataclass(eq=False)
 class TrainedModel:
     """A model with its origin.
 

@@ -59,6 +59,11 @@ def test_training_is_the_same_with_and_without(fpq_config, tmp_path):
         assert (folder / f'{title}.png').stat().st_size > 5000
         rows = json.loads((folder / f'{title}.json').read_text())
         assert [row['epoch'] for row in rows] == [0, 1, 2]
+        # The picture has words for each value.
+        hook = next(h for h in runner.hooks
+                    if getattr(h, 'title', None) == title)
+        assert set(rows[0]) == {'epoch', *(
+            f'{title}_{name}'.rstrip('_') for name in hook.labels)}
     assert 'hessian_trace, epoch 2' in log_of(folder)
 
     # What it logged is what a user measures on the checkpoint.
