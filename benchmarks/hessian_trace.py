@@ -25,24 +25,31 @@ from fpq_plugin.analysis import (
     hessian_trace,
     noise_gradient_norm,
 )
-from fpq_plugin.analysis.batches import draw, loader_of, prepared
+from fpq_plugin.analysis.batches import (
+    build_loader,
+    draw_batches,
+    preprocessed,
+)
 from fpq_plugin.analysis.measuring import weighted_layers
 from fpq_plugin.analysis.noise import weight_steps
-from fpq_plugin.analysis.subjects import Subject, load_subjects
+from fpq_plugin.analysis.trained_models import (
+    TrainedModel,
+    load_trained_models,
+)
 
 CONFIGS = Path('mm_configs/fashion_mnist')
 RUNS = ('resnet_fp', 'resnet_lsq_w4a4', 'resnet_fpq_w4a4', 'resnet_lsq_w2a4',
         'resnet_fpq_w2a4', 'resnet_lsq_w2a2', 'resnet_fpq_w2a2')
 
 
-def rounding_cost(subject: Subject, trace: HessianTrace) -> float:
+def rounding_cost(trained: TrainedModel, trace: HessianTrace) -> float:
     """What weight noise of one step costs to second order, equation (7).
 
     ``sum over layers of E[d^2] Tr(H_l) / 2`` with d uniform in a step, the
     channels' mean; unlike the trace it does not change with the scale of the
     weights. A float model's steps are those of 4 bits.
     """
-    steps = weight_steps(weighted_layers(subject.model))
+    steps = weight_steps(weighted_layers(trained.model))
     return sum(
         float(step.square().mean()) / 24 * trace.layers[name].value
         for name, step in steps.items())
@@ -73,22 +80,22 @@ def main() -> None:
             pairs.append((str(CONFIGS / f'{run}.py'), str(files[-1])))
         else:
             print(f'{run}: not trained yet, left out')
-    subjects = load_subjects(pairs)
+    models = load_trained_models(pairs)
     for split in args.splits:
-        batches = draw(loader_of(subjects[0].config, split), args.images, 0,
-                       progress=False)
-        for subject in subjects:
-            if any((r['split'], r['model']) == (split, subject.label)
+        loader = build_loader(models[0].config, split)
+        batches = draw_batches(loader, args.images, 0, progress=False)
+        for one in models:
+            if any((r['split'], r['model']) == (split, one.label)
                    for r in rows):
                 continue
-            data = prepared(subject.model, batches)
-            found = hessian_trace(subject.model, data, args.probes)
-            noise = noise_gradient_norm(subject.model, data)
+            data = preprocessed(one.model, batches)
+            found = hessian_trace(one.model, data, args.probes)
+            noise = noise_gradient_norm(one.model, data)
             rows.append(dict(
-                split=split, model=subject.label,
+                split=split, model=one.label,
                 loss=noise.clean_loss,
                 **asdict(found.total), data_error=found.data_error,
-                rounding=rounding_cost(subject, found),
+                rounding=rounding_cost(one, found),
                 feature_noise=asdict(noise.feature_loss),
                 weight_noise=asdict(noise.weight_loss)))
             write(args.out, settings, rows)

@@ -23,7 +23,7 @@ import torch
 from models import MODELS, build
 
 import fpq_plugin
-from fpq_plugin.analysis import PlainBatch, hessian_trace, quiet
+from fpq_plugin.analysis import PlainBatch, hessian_trace, left_unchanged
 from fpq_plugin.analysis.hessian import SurrogateHessian
 from fpq_plugin.analysis.measuring import weighted_layers
 
@@ -57,7 +57,7 @@ def measure(name: str) -> dict:
         batch.loss(model).backward()
 
     row = dict(model=name, images=len(x), step=seconds(step, 3))
-    with quiet(model, 0, weights):
+    with left_unchanged(model, 0, weights):
         hessian = SurrogateHessian(model, weights, [batch])
         vector = torch.randn(hessian.shape[0])
         row['product'] = seconds(lambda: hessian @ vector, 3)

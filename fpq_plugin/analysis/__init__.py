@@ -24,20 +24,24 @@ from .features import (
     layer_sqnr,
 )
 from .landscape import filter_normalised, loss_slice, mean_loss
-from .measuring import Estimate, quiet
-from .noise import (
+from .measuring import Estimate, left_unchanged
+from .stability import (
     NoiseGradientNorm,
     OutputVariance,
     noise_gradient_norm,
     output_variance,
 )
-from .subjects import naive_quantization
+from .trained_models import naive_quantization
 
 __all__ = [
     'Batch', 'ChannelRanges', 'Eigenvalue', 'Estimate', 'HessianTrace',
     'Histograms', 'LayerSQNR', 'MMBatch', 'NoiseGradientNorm',
     'OutputVariance', 'PlainBatch', 'SpectralDensity', 'channel_ranges',
     'feature_histograms', 'filter_normalised', 'hessian_trace', 'layer_sqnr',
-    'loss_slice', 'mean_loss', 'naive_quantization', 'noise_gradient_norm',
-    'output_variance', 'quiet', 'spectral_density', 'top_eigenvalues'
+    'left_unchanged', 'loss_slice', 'mean_loss', 'naive_quantization',
+    'noise_gradient_norm', 'output_variance', 'quiet', 'spectral_density',
+    'top_eigenvalues'
 ]
+
+quiet = left_unchanged
+"""Another name of :func:`left_unchanged`."""

@@ -1,4 +1,4 @@
-"""``python -m fpq_plugin.analysis``, as before there was ``fpq``."""
+"""``python -m fpq_plugin.analysis``, the same as ``fpq analyze``."""
 
 from .command import main
 

@@ -1,9 +1,11 @@
-"""The fixed batches that all models of an analysis see."""
+"""Batches that all models of an analysis see, and how they are drawn."""
 
 from __future__ import annotations
 
+import copy
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,6 +17,10 @@ from torch.utils.data import DataLoader
 
 from .._compat.restoring import same_randomness
 from ..openmmlab.calibration import calibration_batches
+from .measuring import ProgressBar
+
+SPLITS = dict(train='train_dataloader', val='val_dataloader',
+              test='test_dataloader')
 
 
 class Batch(ABC):
@@ -40,6 +46,13 @@ class Batch(ABC):
             inputs (Tensor, optional): In place of the batch's own. Defaults
                 to None.
         """
+
+    def right_answers(self, model: nn.Module) -> Tensor | None:
+        """Whether the model's first answer is right, booleans (N, ).
+
+        None if an image has not one class. Defaults to None.
+        """
+        return None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -75,6 +88,20 @@ class MMBatch(Batch):
         data = {**self._data, 'inputs': inputs}
         return _flat(model(**data, mode='tensor'))
 
+    def right_answers(self, model: nn.Module) -> Tensor | None:
+        # The model writes its prediction into the samples.
+        samples = copy.deepcopy(self._data.get('data_samples'))
+        if not samples or not all(_has_one(s, 'gt_label') for s in samples):
+            return None
+        data = {**self._data, 'data_samples': samples}
+        answers = model(**data, mode='predict')
+        if not all(_has_one(answer, 'pred_label') for answer in answers):
+            return None
+        return torch.cat([
+            answer.pred_label.view(1) == answer.gt_label.view(1)
+            for answer in answers
+        ])
+
 
 class PlainBatch(Batch):
     """A batch of any model with ``model(inputs)``.
@@ -104,25 +131,21 @@ class PlainBatch(Batch):
                inputs: Tensor | None = None) -> Tensor:
         return _flat(model(self.inputs if inputs is None else inputs))
 
+    def right_answers(self, model: nn.Module) -> Tensor | None:
+        output = model(self.inputs)
+        if output.dim() != 2 or self.target.shape != output.shape[:1] or (
+                self.target.is_floating_point()):
+            return None
+        return output.argmax(1) == self.target
 
-def shares(batches: Iterable[Batch]) -> list[float]:
-    """Each batch's part of all images."""
+
+def image_shares(batches: Iterable[Batch]) -> list[float]:
+    """Each batch's part of all images, to weigh its mean loss by."""
     sizes = [len(batch) for batch in batches]
     return [size / sum(sizes) for size in sizes]
 
 
-def _flat(output: Any) -> Tensor:
-    """Tensors, nested in lists or tuples, as one of shape (N, outputs)."""
-    if isinstance(output, Tensor):
-        return output.flatten(1)
-    return torch.cat([_flat(part) for part in output], dim=1)
-
-
-SPLITS = dict(train='train_dataloader', val='val_dataloader',
-              test='test_dataloader')
-
-
-def loader_of(config: Config, split: str) -> DataLoader:
+def build_loader(config: Config, split: str) -> DataLoader:
     """Build the data loader of a config.
 
     Args:
@@ -145,7 +168,7 @@ def loader_of(config: Config, split: str) -> DataLoader:
                          f'built: {error}') from error
 
 
-def draw(loader: DataLoader, num_images: int, seed: int,
+def draw_batches(loader: DataLoader, num_images: int, seed: int,
          progress: bool) -> list[Any]:
     """Draw images without repetition, through the loader's pipeline.
 
@@ -169,12 +192,41 @@ def draw(loader: DataLoader, num_images: int, seed: int,
     if size is not None and size < num_images:
         raise ValueError(f'no data: {num_images} images asked for, the data '
                          f'set has {size}')
-    with same_randomness():
+    drawn = []
+    number = math.ceil(num_images / (loader.batch_size or 32))
+    with same_randomness(), ProgressBar(
+            'drawing images', number, 'batches', progress) as bar:
         set_random_seed(seed)
-        return list(calibration_batches(loader, num_images, seed, progress))
+        for batch in calibration_batches(
+                loader, num_images, seed, progress=False):
+            drawn.append(batch)
+            bar.step()
+    return drawn
 
 
-def prepared(model: nn.Module, batches: Sequence[Any]) -> list[MMBatch]:
-    """The batches after the model's preprocessor, on the model's device."""
+def preprocessed(model: nn.Module, batches: Iterable[Any]) -> list[MMBatch]:
+    """Batches of a data loader as the model's preprocessor gives them.
+
+    Args:
+        model (nn.Module): An OpenMMLab model; its device is the batches'.
+        batches (Iterable[Any]): What :func:`draw_batches` returns.
+
+    Returns:
+        list[MMBatch]: One for each.
+
+    Raises:
+        TypeError: If preprocessed inputs are not one tensor.
+    """
     with torch.no_grad():
         return [MMBatch(model, batch) for batch in batches]
+
+
+def _has_one(sample: Any, label: str) -> bool:
+    return label in sample and sample.get(label).numel() == 1
+
+
+def _flat(output: Any) -> Tensor:
+    """Tensors, nested in lists or tuples, as one of shape (N, outputs)."""
+    if isinstance(output, Tensor):
+        return output.flatten(1)
+    return torch.cat([_flat(part) for part in output], dim=1)

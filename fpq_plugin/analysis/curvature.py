@@ -1,4 +1,8 @@
-"""The Hessian's trace, outermost eigenvalues and spectral density."""
+"""The Hessian's trace, its outermost eigenvalues and its spectral density.
+
+The Hessian is that of the task loss in the latent weights, whose trace FPQ
+(arXiv 2503.11159) keeps low: equation (7) there.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, shares
+from .batches import Batch, image_shares
 from .measuring import (
     Estimate,
-    Progress,
-    measured_routed,
-    quiet,
+    ProgressBar,
+    attention_as_layers,
+    left_unchanged,
     weighted_layers,
 )
 
@@ -24,7 +28,7 @@ MAX_ELEMENTS = 2**26
 
 @dataclass(frozen=True)
 class HessianTrace:
-    """Trace of the task loss's Hessian, the quantity of equation (7).
+    """Trace of the task loss's Hessian, the paper's equation (7).
 
     Attributes:
         total (Estimate): Whole trace; the error is that of the probes, on
@@ -40,7 +44,34 @@ class HessianTrace:
     data_error: float
 
 
-@measured_routed
+@dataclass(frozen=True)
+class Eigenvalue:
+    """An eigenvalue as Lanczos found it.
+
+    Attributes:
+        value (float): The Ritz value.
+        error (float): Norm of the residual ``H u - value u`` with unit u: an
+            eigenvalue of the symmetric H is at most that far.
+    """
+
+    value: float
+    error: float
+
+
+@dataclass(frozen=True)
+class SpectralDensity:
+    """``p(x) = 1/d sum_i delta(x - lambda_i)``, smoothed.
+
+    Attributes:
+        grid (Tensor): Values of x, ascending, float64.
+        density (Tensor): p at them.
+    """
+
+    grid: Tensor
+    density: Tensor
+
+
+@attention_as_layers
 def hessian_trace(model: nn.Module,
                   batches: Sequence[Batch],
                   probes: int = 16,
@@ -80,92 +111,31 @@ def hessian_trace(model: nn.Module,
     found = weighted_layers(model, layers)
     weights = [layer.weight for layer in found.values()]
     sizes = [w.numel() for w in weights]
-    chunks = list(_chunks(probes, sum(sizes)))
-    bar = Progress('Hessian trace: products with batches',
-                   len(batches) * (2 * (sketch > 0) + len(chunks)), progress)
-    with quiet(model, seed, weights):
-        basis = _sketch(
+    chunks = list(_probe_chunks(probes, sum(sizes)))
+    products = len(batches) * (2 * (sketch > 0) + len(chunks))
+    with left_unchanged(model, seed, weights), ProgressBar(
+            'Hessian trace', products, 'products', progress) as bar:
+        basis = _low_rank_part(
             SurrogateHessian(model, weights, batches, bar.step), sketch)
-        exact = _by_layer((basis[1] * basis[0]).sum(1, keepdim=True), sizes)
+        exact = _sum_by_layer(
+            (basis[1] * basis[0]).sum(1, keepdim=True), sizes)
         # (batches, layers, probes)
         samples = torch.zeros(
             len(batches), len(sizes), probes, dtype=torch.float64)
         start = 0
         for chunk in chunks:
-            v = _signs(weights, chunk)
+            v = _random_signs(weights, chunk)
             low_rank = basis[1] @ (basis[0].T @ v)
             for number, batch in enumerate(batches):
                 operator = SurrogateHessian(model, weights, [batch], bar.step)
-                samples[number, :, start:start + chunk] = _by_layer(
+                samples[number, :, start:start + chunk] = _sum_by_layer(
                     v * (operator @ v - low_rank), sizes) + exact
             start += chunk
-    bar.end()
     return _summary(list(found), samples,
-                    torch.tensor(shares(batches), dtype=torch.float64))
+                    torch.tensor(image_shares(batches), dtype=torch.float64))
 
 
-def _chunks(probes: int, size: int) -> Iterator[int]:
-    most = max(MAX_ELEMENTS // size, 1)
-    while probes > 0:
-        yield min(most, probes)
-        probes -= most
-
-
-def _signs(weights: Sequence[Tensor], number: int) -> Tensor:
-    from curvlinops.sampling import random_vector
-
-    size, like = sum(w.numel() for w in weights), weights[0]
-    return torch.stack([
-        random_vector(size, 'rademacher', like.device, like.dtype)
-        for _ in range(number)
-    ], 1)
-
-
-def _sketch(hessian, columns: int) -> tuple[Tensor, Tensor]:
-    """Q, and ``Q (Q^T H Q)``, of shape (weights, columns) each."""
-    weights = hessian._params
-    if columns == 0:
-        empty = weights[0].new_zeros(hessian.shape[0], 0)
-        return empty, empty
-    basis, _ = torch.linalg.qr(hessian @ _signs(weights, columns))
-    return basis, basis @ (basis.T @ (hessian @ basis))
-
-
-def _by_layer(values: Tensor, sizes: list[int]) -> Tensor:
-    """(weights, probes) summed over each layer's weights."""
-    return torch.stack(
-        [part.double().sum(0) for part in values.split(sizes)]).cpu()
-
-
-def _summary(names: list[str], samples: Tensor,
-             share: Tensor) -> HessianTrace:
-    by_layer = torch.einsum('b,blp->lp', share, samples)
-    by_batch = samples.sum(1).mean(-1)
-    error = 0.0
-    if len(share) > 1:
-        spread = (share * (by_batch - by_batch @ share)).square().sum()
-        error = float((spread * len(share) / (len(share) - 1)).sqrt())
-    return HessianTrace(
-        Estimate.of(by_layer.sum(0)),
-        {name: Estimate.of(row)
-         for name, row in zip(names, by_layer)}, error)
-
-
-@dataclass(frozen=True)
-class Eigenvalue:
-    """An eigenvalue as Lanczos found it.
-
-    Attributes:
-        value (float): The Ritz value.
-        error (float): Norm of the residual ``H u - value u`` with unit u: an
-            eigenvalue of the symmetric H is at most that far.
-    """
-
-    value: float
-    error: float
-
-
-@measured_routed
+@attention_as_layers
 def top_eigenvalues(model: nn.Module,
                     batches: Sequence[Batch],
                     k: int = 5,
@@ -202,8 +172,8 @@ def top_eigenvalues(model: nn.Module,
 
     weights = [w.weight for w in weighted_layers(model, layers).values()]
     name = 'lowest' if smallest else 'top'
-    bar = Progress(f'{name} eigenvalues: products with a batch', 0, progress)
-    with quiet(model, seed, weights):
+    with left_unchanged(model, seed, weights), ProgressBar(
+            f'{name} eigenvalues', None, 'products', progress) as bar:
         hessian = SurrogateHessian(model, weights, batches, bar.step)
         operator = hessian.to_scipy()
         start = torch.randn(operator.shape[0]).double().numpy()
@@ -212,25 +182,11 @@ def top_eigenvalues(model: nn.Module,
             tol=tolerance)
         residuals = np.linalg.norm(
             operator @ vectors - values * vectors, axis=0)
-    bar.end()
     found = sorted(zip(values, residuals), reverse=not smallest)
     return [Eigenvalue(float(v), float(r)) for v, r in found]
 
 
-@dataclass(frozen=True)
-class SpectralDensity:
-    """``p(x) = 1/d sum_i delta(x - lambda_i)``, smoothed.
-
-    Attributes:
-        grid (Tensor): Values of x, ascending, float64.
-        density (Tensor): p at them.
-    """
-
-    grid: Tensor
-    density: Tensor
-
-
-@measured_routed
+@attention_as_layers
 def spectral_density(model: nn.Module,
                      batches: Sequence[Batch],
                      bounds: tuple[float, float],
@@ -265,13 +221,59 @@ def spectral_density(model: nn.Module,
     from .hessian import SurrogateHessian
 
     weights = [w.weight for w in weighted_layers(model, layers).values()]
-    bar = Progress('spectral density', vectors * repeats * len(batches),
-                   progress)
-    with quiet(model, seed, weights):
+    products = vectors * repeats * len(batches)
+    with left_unchanged(model, seed, weights), ProgressBar(
+            'spectral density', products, 'products', progress) as bar:
         grid, density = lanczos_approximate_spectrum(
             SurrogateHessian(model, weights, batches, bar.step),
             vectors,
             num_repeats=repeats,
             boundaries=bounds)
-    bar.end()
     return SpectralDensity(grid.double().cpu(), density.double().cpu())
+
+
+def _probe_chunks(probes: int, size: int) -> Iterator[int]:
+    most = max(MAX_ELEMENTS // size, 1)
+    while probes > 0:
+        yield min(most, probes)
+        probes -= most
+
+
+def _random_signs(weights: Sequence[Tensor], number: int) -> Tensor:
+    from curvlinops.sampling import random_vector
+
+    size, like = sum(w.numel() for w in weights), weights[0]
+    return torch.stack([
+        random_vector(size, 'rademacher', like.device, like.dtype)
+        for _ in range(number)
+    ], 1)
+
+
+def _low_rank_part(hessian, columns: int) -> tuple[Tensor, Tensor]:
+    """Q, and ``Q (Q^T H Q)``, of shape (weights, columns) each."""
+    weights = hessian._params
+    if columns == 0:
+        empty = weights[0].new_zeros(hessian.shape[0], 0)
+        return empty, empty
+    basis, _ = torch.linalg.qr(hessian @ _random_signs(weights, columns))
+    return basis, basis @ (basis.T @ (hessian @ basis))
+
+
+def _sum_by_layer(values: Tensor, sizes: list[int]) -> Tensor:
+    """(weights, probes) summed over each layer's weights."""
+    return torch.stack(
+        [part.double().sum(0) for part in values.split(sizes)]).cpu()
+
+
+def _summary(names: list[str], samples: Tensor,
+             share: Tensor) -> HessianTrace:
+    by_layer = torch.einsum('b,blp->lp', share, samples)
+    by_batch = samples.sum(1).mean(-1)
+    error = 0.0
+    if len(share) > 1:
+        spread = (share * (by_batch - by_batch @ share)).square().sum()
+        error = float((spread * len(share) / (len(share) - 1)).sqrt())
+    return HessianTrace(
+        Estimate.from_samples(by_layer.sum(0)),
+        {name: Estimate.from_samples(row)
+         for name, row in zip(names, by_layer)}, error)

@@ -1,4 +1,8 @@
-"""Hooks that measure the model during training."""
+"""Hooks that measure the model during training.
+
+Quantities of arXiv 2503.11159: the trace of equation (7), and those of
+Figs. 1 and 2.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +18,16 @@ from typing import Any
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from .batches import Batch, draw, prepared
+from ..openmmlab.model_families import unwrap
+from .batches import Batch, draw_batches, preprocessed
 from .curvature import hessian_trace
 from .features import layer_sqnr
 from .measuring import Estimate, require_extras, weighted_layers
-from .noise import noise_gradient_norm, output_variance
+from .stability import noise_gradient_norm, output_variance
 
 
 class MeasureHook(Hook):
@@ -36,7 +40,7 @@ class MeasureHook(Hook):
     random generators are given back. The main process measures, the others
     wait for it. With EMA it is the trained model that is measured.
 
-    A subclass gives :attr:`title`, :attr:`modules` and :meth:`measure`.
+    A subclass gives the attributes and :meth:`measure`.
 
     Args:
         interval (int): Epochs between measurements. Defaults to 1.
@@ -47,6 +51,9 @@ class MeasureHook(Hook):
 
     Attributes:
         title (str): Name of the files, and prefix of the values.
+        quantity (str): What the values are, with the unit, in the picture.
+        labels (dict[str, str]): The picture's word for each value, by the
+            name that :meth:`measure` gives it.
         modules (tuple[str, ...]): Optional packages that it needs.
 
     Raises:
@@ -57,6 +64,8 @@ class MeasureHook(Hook):
     # After FPQHook has prepared the model, before checkpoints are written.
     priority = 'LOW'
     title: str
+    quantity: str
+    labels: dict[str, str]
     modules: tuple[str, ...] = ('matplotlib', )
 
     def __init__(self,
@@ -87,12 +96,12 @@ class MeasureHook(Hook):
         """
         if not is_main_process():
             return
-        model = _inner(runner.model)
+        model = unwrap(runner.model)
         weighted_layers(model, self.layers, f'{type(self).__name__}.layers')
-        self._batches = prepared(
+        self._batches = preprocessed(
             model,
-            draw(runner.train_dataloader, self.num_images, self.seed,
-                 progress=False))
+            draw_batches(runner.train_dataloader, self.num_images, self.seed,
+                         progress=False))
         record = self._path(runner, 'json')
         if runner.epoch == 0:
             self._measure(runner, 0)
@@ -108,25 +117,30 @@ class MeasureHook(Hook):
             self._measure(runner, runner.epoch + 1)
 
     def _measure(self, runner: Runner, epoch: int) -> None:
-        from .pictures import draw_course
+        from .pictures import draw_over_epochs
 
         runner.logger.info(f'{self.title}: measuring')
         start = time.time()
+        model = unwrap(runner.model)
         found = {
-            '_'.join(part for part in (self.title, name) if part): estimate
-            for name, estimate in self.measure(
-                _inner(runner.model), self._batches).items()
+            self._key(name): estimate
+            for name, estimate in self.measure(model, self._batches).items()
         }
         self._rows.append(
             dict(epoch=epoch, **{k: asdict(e) for k, e in found.items()}))
         self._path(runner, 'json').write_text(json.dumps(self._rows) + '\n')
-        draw_course(self._rows, self._path(runner, 'png'))
+        draw_over_epochs(
+            self._rows, self._path(runner, 'png'), self.quantity,
+            {self._key(name): word for name, word in self.labels.items()})
         scalars = {k: e.value for k, e in found.items()}
         scalars.update((f'{k}_error', e.error) for k, e in found.items())
         runner.visualizer.add_scalars(scalars, step=epoch)
         runner.logger.info(
             f'{self.title}, epoch {epoch}, {time.time() - start:.1f} s: ' +
             ', '.join(f'{k}: {e}' for k, e in found.items()))
+
+    def _key(self, name: str) -> str:
+        return f'{self.title}_{name}' if name else self.title
 
     def _path(self, runner: Runner, ending: str) -> Path:
         return Path(runner.work_dir) / f'{self.title}.{ending}'
@@ -138,10 +152,6 @@ class MeasureHook(Hook):
                     or number < 1):
                 raise ValueError(f'{cls.__name__}.{name}: must be a positive '
                                  f'integer, got {number!r}')
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
 
 
 @HOOKS.register_module()
@@ -156,6 +166,8 @@ class HessianTraceHook(MeasureHook):
     """
 
     title = 'hessian_trace'
+    quantity = "trace of the task loss's Hessian"
+    labels = {'': 'all layers'}
     modules = ('curvlinops', 'matplotlib')
 
     def __init__(self, probes: int = 16, **common: Any) -> None:
@@ -183,6 +195,9 @@ class NoiseGradientHook(MeasureHook):
     """
 
     title = 'noise_gradient'
+    quantity = "norm of the loss's gradient"
+    labels = dict(clean='no noise', feature='noise in the features',
+                  weight='noise in the weights')
 
     def __init__(self, draws: int = 4, **common: Any) -> None:
         super().__init__(**common)
@@ -213,6 +228,8 @@ class OutputVarianceHook(MeasureHook):
     """
 
     title = 'output_variance'
+    quantity = 'variance of the output'
+    labels = {'': 'under noise on the input'}
 
     def __init__(self,
                  sigma: float = 0.1,
@@ -249,6 +266,8 @@ class SQNRHook(MeasureHook):
     """
 
     title = 'sqnr'
+    quantity = 'signal to quantization noise, dB'
+    labels = dict(weight='weights', input='inputs', output='outputs')
 
     def measure(self, model: nn.Module,
                 batches: Sequence[Batch]) -> dict[str, Estimate]:
@@ -265,5 +284,5 @@ class SQNRHook(MeasureHook):
             values = [getattr(value, part) for value in found]
             values = [v for v in values if v is not None and math.isfinite(v)]
             if values:
-                means[part] = Estimate.of(torch.tensor(values))
+                means[part] = Estimate.from_samples(torch.tensor(values))
         return means

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, shares
-from .measuring import Progress, measured_routed, quiet, weighted_layers
+from .batches import Batch, image_shares
+from .measuring import (
+    ProgressBar,
+    attention_as_layers,
+    left_unchanged,
+    values_restored,
+    weighted_layers,
+)
 
 
-def filter_normalised(weights: Sequence[Tensor]) -> list[Tensor]:
-    """A random direction whose filters have the norms of the weights'.
-
-    After Li et al. (NeurIPS 2018): without it, a network whose weights are
-    scaled up would look flatter than the same network unscaled.
-
-    Args:
-        weights (Sequence[Tensor]): Weights, (outputs, ...) each.
-
-    Returns:
-        list[Tensor]: One tensor for each, of its shape.
-    """
-    directions = []
-    for weight in weights:
-        direction = torch.randn_like(weight)
-        norms = weight.detach().flatten(1).norm(dim=1)
-        factor = norms / direction.flatten(1).norm(dim=1)
-        directions.append(
-            direction * factor.view(-1, *[1] * (weight.dim() - 1)))
-    return directions
-
-
-@measured_routed
+@attention_as_layers
 def loss_slice(model: nn.Module,
                batches: Sequence[Batch],
                steps: Sequence[float],
@@ -69,36 +52,55 @@ def loss_slice(model: nn.Module,
     weights = [w.weight for w in weighted_layers(model, layers).values()]
     steps = torch.as_tensor(steps, dtype=torch.float64)
     places = torch.cartesian_prod(*[steps] * axes).view(-1, axes)
-    bar = Progress(f'{axes}-D slice of the loss', len(places), progress)
     losses = []
-    with quiet(model, seed):
+    with left_unchanged(model, seed), ProgressBar(
+            f'{axes}-D slice of the loss', len(places), 'points',
+            progress) as bar:
         directions = [filter_normalised(weights) for _ in range(axes)]
         for place in places.tolist():
-            with _moved(weights, directions, place):
+            with values_restored(weights):
+                for direction, length in zip(directions, place):
+                    for weight, part in zip(weights, direction):
+                        weight.data.add_(part, alpha=length)
                 losses.append(mean_loss(model, batches))
             bar.step()
-    bar.end()
     return torch.tensor(
         losses, dtype=torch.float64).view([len(steps)] * axes)
 
 
 def mean_loss(model: nn.Module, batches: Sequence[Batch]) -> float:
-    """The task loss over all images, the model as it is."""
+    """The task loss over all images, the model as it is.
+
+    Args:
+        model (nn.Module): The model, in the mode that is asked about.
+        batches (Sequence[Batch]): The data.
+
+    Returns:
+        float: In units of the loss.
+    """
     with torch.no_grad():
-        return sum(share * float(batch.loss(model))
-                   for batch, share in zip(batches, shares(batches)))
+        return sum(
+            share * float(batch.loss(model))
+            for batch, share in zip(batches, image_shares(batches)))
 
 
-@contextmanager
-def _moved(weights: Sequence[nn.Parameter],
-           directions: Sequence[Sequence[Tensor]],
-           place: Sequence[float]) -> Iterator[None]:
-    kept = [weight.detach().clone() for weight in weights]
-    try:
-        for direction, length in zip(directions, place):
-            for weight, part in zip(weights, direction):
-                weight.data.add_(part, alpha=length)
-        yield
-    finally:
-        for weight, old in zip(weights, kept):
-            weight.data.copy_(old)
+def filter_normalised(weights: Sequence[Tensor]) -> list[Tensor]:
+    """A random direction whose filters have the norms of the weights'.
+
+    After Li et al. (NeurIPS 2018): without it, a network whose weights are
+    scaled up would look flatter than the same network unscaled.
+
+    Args:
+        weights (Sequence[Tensor]): Weights, (outputs, ...) each.
+
+    Returns:
+        list[Tensor]: One tensor for each, of its shape.
+    """
+    directions = []
+    for weight in weights:
+        direction = torch.randn_like(weight)
+        norms = weight.detach().flatten(1).norm(dim=1)
+        factor = norms / direction.flatten(1).norm(dim=1)
+        directions.append(
+            direction * factor.view(-1, *[1] * (weight.dim() - 1)))
+    return directions

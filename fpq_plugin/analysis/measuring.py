@@ -1,17 +1,27 @@
-"""What every measurement shares: layers, a model left alone, errors, bars."""
+"""What all measurements share: layers, errors, bars, a model left alone."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, TypeVar, cast
 
 import torch
-from mmengine.utils import ProgressBar
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .._compat.restoring import kept_modes, same_randomness
 from ..layers import QuantizedLayer, get_backend, quantized_type, route
@@ -33,7 +43,7 @@ class Estimate:
     error: float
 
     @classmethod
-    def of(cls, samples: Tensor) -> Estimate:
+    def from_samples(cls, samples: Tensor) -> Estimate:
         """The mean of ``samples``, shape (n, )."""
         samples = samples.double()
         error = (
@@ -42,58 +52,69 @@ class Estimate:
         return cls(float(samples.mean()), float(error))
 
     def __str__(self) -> str:
-        return f'{self.value:.4g} +- {self.error:.2g}'
+        return f'{_digits(self.value, 4)} +- {_digits(self.error, 2)}'
 
 
-_PACKAGES = dict(curvlinops='curvlinops-for-pytorch', matplotlib='matplotlib')
+class ProgressBar:
+    """Title, count and remaining time of a measurement, on stderr.
 
-
-def require_extras(*modules: str) -> None:
-    """Refuse to go on without optional packages.
-
-    Args:
-        *modules (str): Of 'curvlinops' and 'matplotlib'.
-
-    Raises:
-        ImportError: Naming what to install.
-    """
-    missing = [_PACKAGES[m] for m in modules if find_spec(m) is None]
-    if missing:
-        raise ImportError(f'{" and ".join(missing)} missing: '
-                          "pip install 'fpq-openmmlab[analysis]'")
-
-
-class Progress:
-    """Counts steps of a measurement.
+    A context manager. On a terminal it is a bar; a file or a pipe gets one
+    line at the start and one at the end.
 
     Args:
         title (str): What is measured.
-        total (int): Number of steps; 0 if nobody knows.
-        shown (bool): Whether anything is printed.
+        total (int, optional): Number of steps; None if nobody knows.
+        unit (str): What a step is, in the plural.
+        shown (bool): Whether anything is written.
     """
 
-    def __init__(self, title: str, total: int, shown: bool) -> None:
-        self._bar = None
-        if shown:
-            print(title, flush=True)
-            self._bar = ProgressBar(total)
+    def __init__(self, title: str, total: int | None, unit: str,
+                 shown: bool) -> None:
+        self._title = title
+        self._total = total
+        self._unit = unit
+        self._shown = shown
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> ProgressBar:
+        self._start = time.perf_counter()
+        if not self._shown:
+            return self
+        if not sys.stderr.isatty():
+            count = '' if self._total is None else f': {self._total} '
+            self._write(self._title + count + (self._unit if count else ''))
+            return self
+        self._bar = Progress(
+            TextColumn('{task.description}'), BarColumn(),
+            MofNCompleteColumn(), TextColumn(self._unit),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=Console(stderr=True))
+        self._task = self._bar.add_task(self._title, total=self._total)
+        self._bar.start()
+        return self
 
     def step(self) -> None:
         """One step is done."""
         if self._bar is not None:
-            self._bar.update()
+            self._bar.advance(self._task)
 
-    def end(self) -> None:
-        """Close the line."""
+    def __exit__(self, kind: type | None, *error: Any) -> None:
         if self._bar is not None:
-            self._bar.file.write('\n')
+            self._bar.stop()
+        elif self._shown and kind is None:
+            seconds = time.perf_counter() - self._start
+            self._write(f'{self._title}: done in {seconds:.1f} s')
+
+    def _write(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
-def quiet(model: nn.Module,
-          seed: int,
-          parameters: Iterable[nn.Parameter] = ()) -> Iterator[None]:
-    """Eval mode, gradient for ``parameters`` alone, random numbers of a seed.
+def left_unchanged(
+        model: nn.Module,
+        seed: int,
+        parameters: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+    """Measure inside: eval mode, gradient for ``parameters`` alone, a seed.
 
     On leaving, every module's mode, every ``requires_grad`` and every global
     random generator is as it was. Batch norm's statistics do not move.
@@ -101,7 +122,8 @@ def quiet(model: nn.Module,
     Args:
         model (nn.Module): The model to measure.
         seed (int): Seed of torch's random numbers inside.
-        parameters (Iterable[nn.Parameter]): What is differentiated.
+        parameters (Iterable[nn.Parameter]): What is differentiated. Defaults
+            to none.
     """
     wanted = {id(parameter) for parameter in parameters}
     needs = {p: p.requires_grad for p in model.parameters()}
@@ -118,15 +140,35 @@ def quiet(model: nn.Module,
             parameter.requires_grad_(need)
 
 
+@contextmanager
+def values_restored(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Change the tensors in place inside; on leaving they are as before."""
+    kept = [tensor.detach().clone() for tensor in tensors]
+    try:
+        yield
+    finally:
+        for tensor, old in zip(tensors, kept):
+            tensor.data.copy_(old)
+
+
+@contextmanager
+def hook_removed(handle: RemovableHandle) -> Iterator[None]:
+    """The hook of ``handle`` acts inside; on leaving it is removed."""
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 F = TypeVar('F', bound=Callable[..., Any])
 
 
-def measured_routed(function: F) -> F:
-    """Decorator: route the model, the first argument, for the call.
+def attention_as_layers(function: F) -> F:
+    """Decorator: attention's projections are layers during the call.
 
-    An attention's projections, which torch computes without calling a layer,
-    are layers inside; the values are the same. On leaving, the model is what
-    it was.
+    torch computes them without calling a layer; the model, the first
+    argument, is routed for the call. The values are the same, and on leaving
+    the model is what it was.
     """
 
     @functools.wraps(function)
@@ -199,3 +241,26 @@ def layer_kind(layer: nn.Module, name: str) -> type[QuantizedLayer]:
         raise ValueError(f'{name!r} is a {type(layer).__name__}, which has no '
                          'quantized form')
     return kind
+
+
+def require_extras(*modules: str) -> None:
+    """Refuse to go on without optional packages.
+
+    Args:
+        *modules (str): Of 'curvlinops' and 'matplotlib'.
+
+    Raises:
+        ImportError: Naming what to install.
+    """
+    missing = [_PACKAGES[m] for m in modules if find_spec(m) is None]
+    if missing:
+        raise ImportError(f'{" and ".join(missing)} missing: '
+                          "pip install 'fpq-openmmlab[analysis]'")
+
+
+def _digits(number: float, digits: int) -> str:
+    """That many significant digits, of numbers below a million as usual."""
+    return f'{float(f"{number:.{digits}g}"):g}'
+
+
+_PACKAGES = dict(curvlinops='curvlinops-for-pytorch', matplotlib='matplotlib')

@@ -1,25 +1,16 @@
-"""``python -m fpq_plugin.analysis`` in whole, and what it refuses."""
+"""``fpq analyze`` in whole, what it says and what it refuses."""
 
-import json
-import math
+import argparse
 import re
 import subprocess
 import sys
 
 import pytest
-import torch
-from mmengine import Config
-from runs import ROOT, train, write_config
+from runs import ROOT, write_config
 
-from fpq_plugin import load_model
-from fpq_plugin.analysis import hessian_trace, mean_loss
-from fpq_plugin.analysis.batches import draw, loader_of, prepared
-from fpq_plugin.analysis.command import main
-from fpq_plugin.analysis.subjects import load_subjects
+from fpq_plugin.analysis.command import add_command, main
 
-FPQ = 'fashion_mnist/resnet_fpq_w4a4.py'
 FULL = 'fashion_mnist/resnet_fp.py'
-LAYER = 'backbone.layer2.0.conv1'
 PICTURES = {
     'fig1_output_variance', 'fig2_noise_gradient', 'fig3_channel_ranges',
     'fig4_histograms', 'fig5_trace', 'layer_traces', 'spectrum', 'slice_1d',
@@ -27,103 +18,81 @@ PICTURES = {
 }
 
 
-@pytest.fixture(scope='module')
-def trained(digits, tmp_path_factory):
-    """Folder with an FP and an FPQ config, and checkpoints of two epochs."""
-    folder = tmp_path_factory.mktemp('trained')
-    full = digits / 'work_dirs/resnet_fp/epoch_3.pth'
-    write_config(folder / 'full.py', FULL)
-    write_config(
-        folder / 'quantized.py', FPQ, **{
-            'load_from': str(full),
-            'train_cfg.max_epochs': 2
-        })
-    (folder / 'full.pth').write_bytes(full.read_bytes())
-    cfg = Config.fromfile(str(folder / 'quantized.py'))
-    cfg.work_dir, cfg.experiment_name = str(folder), 'analysis_command'
-    train(cfg)
-    return folder
-
-
-def pairs(trained, *names):
-    """Arguments for the names 'full', 'epoch_1' and 'epoch_2'."""
-    return [
-        str(trained / part) for name in names
-        for part in ('full.py' if name == 'full' else 'quantized.py',
-                     f'{name}.pth')
-    ]
-
-
-def refused(capsys, *argv):
+def refused(*argv):
     """The command's error message."""
     with pytest.raises(SystemExit) as stop:
         main([str(a) for a in argv])
     return str(stop.value)
 
 
-def test_the_command(trained, tmp_path):
-    out = tmp_path / 'out'
-    done = subprocess.run(
-        [sys.executable, '-m', 'fpq_plugin.analysis',
-         *pairs(trained, 'full', 'epoch_1', 'epoch_2'), '--images', '12',
-         '--probes', '4', '--layer', LAYER, '--out', str(out)],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert '[3/3] quantized epoch_2' in done.stdout
-    assert 'Hessian trace' in done.stdout
-
-    assert {p.stem for p in out.glob('*.png')} == PICTURES
-    page = (out / 'report.html').read_text()
-    assert page.count('<img src="data:image/png;base64,') == len(PICTURES)
-    assert 'http' not in page.replace('data:image', '')
-    study = json.loads((out / 'analysis.json').read_text())
-    assert study['command'].startswith('python -m fpq_plugin.analysis ')
-    assert study['layer'] == LAYER
-    models = study['models']
-    assert list(models) == ['full', 'quantized epoch_1', 'quantized epoch_2']
-    assert [m['epoch'] for m in models.values()] == [3, 1, 2]
-    # Everything of each run's last checkpoint, the course of the others.
-    assert ['layers' in m for m in models.values()] == [True, False, True]
-    assert set(study['features']['channels']) == {
-        'full', 'quantized', 'naive quantization'}
-    rows = {r['name']: r for r in models['quantized epoch_2']['layers']}
-    assert rows[LAYER]['weight_bits'] == 4
-    assert rows['head.fc']['weight_bits'] == 8
-    assert rows[LAYER]['sqnr']['output'] > 0
-    assert all(r['sqnr'] is None for r in models['full']['layers'])
-
-    # The numbers are those of the functions.
-    model = load_model(*pairs(trained, 'epoch_2'))
-    batches = prepared(model, draw(
-        loader_of(Config.fromfile(str(trained / 'full.py')), 'train'), 12, 0,
-        progress=False))
-    found = models['quantized epoch_2']
-    assert math.isclose(found['loss'], mean_loss(model, batches),
-                        rel_tol=1e-5)
-    trace = hessian_trace(model, batches, 4)
-    assert math.isclose(found['trace']['value'], trace.total.value,
-                        rel_tol=1e-4)
+def test_it_writes_report_pictures_and_numbers(analysed):
+    assert {p.stem for p in analysed.out.glob('*.png')} == PICTURES
+    assert {p.name for p in analysed.out.iterdir()} == {
+        'report.html', 'analysis.json', *(f'{p}.png' for p in PICTURES)}
+    assert f'written: {analysed.out}/report.html' in analysed.stdout
 
 
-def test_naive_is_calibrated_only(trained):
-    from fpq_plugin.analysis import naive_quantization
-    from fpq_plugin.state import float_state
-    full = load_model(*pairs(trained, 'full'))
-    cfg = Config.fromfile(str(trained / 'quantized.py'))
-    batches = prepared(full, draw(loader_of(cfg, 'train'), 40, 0, False))
-    naive = naive_quantization(full, cfg, batches)
-    assert not hasattr(full.backbone.conv1, 'weight_quantizer')
-    assert naive.backbone.conv1.weight_quantizer.is_initialized()
-    for key, value in full.state_dict().items():
-        assert torch.equal(float_state(naive)[key], value)
+def test_a_pipe_is_not_flooded(analysed):
+    assert '[3/3] quantized epoch_2' in analysed.stdout
+    lines = re.findall(r'^(?:Hessian trace|2-D slice|top eigenvalues).*',
+                       analysed.stderr, re.M)
+    # Two models are measured fully, and one in part.
+    assert [line.partition(':')[0] for line in lines] == (
+        ['Hessian trace'] * 2 + ['top eigenvalues'] * 2
+        + ['2-D slice of the loss'] * 2 + ['Hessian trace'] * 4
+        + ['top eigenvalues'] * 2 + ['2-D slice of the loss'] * 2)
+    assert '\r' not in analysed.stdout + analysed.stderr
+    assert '\x1b' not in analysed.stdout + analysed.stderr
 
 
-def test_load_model_takes_a_full_precision_config(trained):
-    model = load_model(*pairs(trained, 'full'))
-    saved = torch.load(trained / 'full.pth', weights_only=False)
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, saved['state_dict'][key])
+def test_the_command_it_notes_runs_again(analysed, trained):
+    assert analysed.study['command'] == ' '.join([
+        'fpq analyze', *trained.pairs('full', 'epoch_1', 'epoch_2'),
+        f'--out {analysed.out} --split train --images 12 --probes 4 --layer',
+        f'{trained.layer} --seed 0 --device cpu'
+    ])
+    assert analysed.study['split'] == 'train'
+    assert analysed.study['accuracy_split'] == 'val'
+
+
+def parser():
+    made = argparse.ArgumentParser(prog='fpq')
+    add_command(made.add_subparsers(required=True))
+    return made
+
+
+def test_the_subcommand_raises_what_the_user_can_mend(tmp_path):
+    args = parser().parse_args(
+        ['analyze', 'no.py', 'no.pth', '--out', str(tmp_path / 'out')])
+    with pytest.raises(ValueError, match=r"no config 'no\.py'"):
+        args.run(args)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_its_help_teaches(capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args(['analyze', '--help'])
+    text = capsys.readouterr().out
+    for word in ('fpq analyze resnet_fp.py', 'report.html', 'analysis.json',
+                 '*.png', '--images', '--probes', '--layer', '(default: 512)'):
+        assert word in text
+
+
+@pytest.mark.parametrize('number', ['0', '-3', '1.5', 'many'])
+def test_numbers_are_positive(number, capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args(['analyze', 'a.py', 'a.pth', '--images', number])
+    assert f"must be an integer of 1 or more, got '{number}'" in (
+        capsys.readouterr().err)
+
+
+def test_importing_it_is_light():
+    code = ('import sys, fpq_plugin.analysis.command; '
+            "print({'matplotlib', 'curvlinops', 'scipy', "
+            "'fpq_plugin.analysis.pictures'} & set(sys.modules))")
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True,
+                          capture_output=True, text=True)
+    assert done.stdout.strip() == 'set()'
 
 
 @pytest.mark.parametrize(('config', 'checkpoint', 'message'), [
@@ -134,41 +103,31 @@ def test_load_model_takes_a_full_precision_config(trained):
     ('wide.py', 'full.pth', r"(?s)does not fit '.*wide.py'.*another shape.*"
      r'backbone.conv1.weight \(8, 1, 3, 3\) instead of \(12, 1, 3, 3\)'),
 ])
-def test_a_checkpoint_that_does_not_fit(trained, capsys, config, checkpoint,
+def test_a_checkpoint_that_does_not_fit(trained, config, checkpoint,
                                         message):
-    write_config(trained / 'wide.py', FULL,
+    folder = trained.folder
+    write_config(folder / 'wide.py', FULL,
                  **{'model.backbone.stem_channels': 12})
-    told = refused(capsys, trained / config, trained / checkpoint)
+    told = refused(folder / config, folder / checkpoint)
     assert re.search(message, told), told
 
 
-def test_other_mistakes(trained, capsys, tmp_path, monkeypatch):
-    args = pairs(trained, 'full')
-    assert 'no partner' in refused(capsys, *args, 'x.py')
-    told = refused(capsys, *args, '--layer', 'backbone.layer2.0.conv9')
+def test_other_mistakes(trained, tmp_path, monkeypatch):
+    args = trained.pairs('full')
+    assert 'no partner' in refused(*args, 'x.py')
+    told = refused(*args, '--layer', 'backbone.layer2.0.conv9')
     assert '--layer' in told
     assert 'Nearest names: backbone.layer2.0.conv' in told
     assert '9999 images asked for, the data set has 1400' in refused(
-        capsys, *args, '--images', '9999')
-    assert 'is given twice' in refused(capsys, *args, *args)
-    assert '--device abacus' in refused(capsys, *args, '--device', 'abacus')
+        *args, '--images', '9999')
+    assert 'is given twice' in refused(*args, *args)
+    assert '--device abacus' in refused(*args, '--device', 'abacus')
     monkeypatch.setenv('FPQ_DATA_ROOT', str(tmp_path))
-    told = refused(capsys, *args)
-    assert 'no data: train_dataloader' in told
+    assert 'no data: train_dataloader' in refused(*args)
 
 
-def test_a_missing_package_is_named(trained, capsys, monkeypatch):
+def test_a_missing_package_is_named(trained, monkeypatch):
     monkeypatch.setattr('fpq_plugin.analysis.measuring.find_spec',
                         lambda name: None)
     assert "pip install 'fpq-openmmlab[analysis]'" in refused(
-        capsys, *pairs(trained, 'full'))
-
-
-def test_configs_of_one_name_are_told_apart(trained, tmp_path):
-    other = tmp_path / 'full.py'
-    other.write_bytes((trained / 'full.py').read_bytes())
-    full = pairs(trained, 'full')
-    subjects = load_subjects([tuple(full), (str(other), full[1])])
-    assert [s.family for s in subjects] == [
-        str(trained / 'full'), str(tmp_path / 'full')]
-    assert [s.family for s in load_subjects([tuple(full)])] == ['full']
+        *trained.pairs('full'))

@@ -12,41 +12,17 @@ from exact_hessian import (
 )
 from torch import nn
 
+import fpq_plugin
 from fpq_plugin.analysis import (
     PlainBatch,
     hessian_trace,
-    quiet,
+    noise_gradient_norm,
     spectral_density,
     top_eigenvalues,
 )
-from fpq_plugin.analysis.hessian import SurrogateHessian
 from fpq_plugin.analysis.measuring import weighted_layers
 
 QUANTIZED = pytest.mark.parametrize('quantized', [False, True])
-
-
-@QUANTIZED
-def test_operator_is_the_exact_hessian(quantized):
-    model, batches = small_net(quantized), small_batches()
-    weights = [w.weight for w in weighted_layers(model).values()]
-    with quiet(model, 0, weights):
-        operator = SurrogateHessian(model, weights, batches)
-        found = operator @ torch.eye(operator.shape[0]).double()
-    exact = exact_hessian(model, batches)
-    assert exact.norm() > 0.1
-    torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-12)
-
-
-def test_operator_is_that_of_curvlinops_on_a_float_model():
-    from curvlinops import HessianLinearOperator
-    model, batches = small_net(False).eval(), small_batches()
-    weights = [w.weight for w in weighted_layers(model).values()]
-    theirs = HessianLinearOperator(
-        model, nn.CrossEntropyLoss(), weights,
-        [(b.inputs, b.target) for b in batches])
-    ours = SurrogateHessian(model, weights, batches)
-    vector = torch.randn(ours.shape[0]).double()
-    torch.testing.assert_close(ours @ vector, theirs @ vector)
 
 
 @QUANTIZED
@@ -89,9 +65,6 @@ def test_linear_softmax_has_its_closed_form():
         PlainBatch(inputs[7:], torch.randint(3, (3, )))
     ]
     exact = softmax_hessian(inputs, model.weight.detach())
-    weights = [model.weight]
-    operator = SurrogateHessian(model, weights, batches)
-    torch.testing.assert_close(operator @ torch.eye(12).double(), exact)
     trace = hessian_trace(model, batches, probes=200).total
     assert abs(trace.value - exact.trace()) < 4 * trace.error + 1e-12
     values = torch.linalg.eigvalsh(exact).flip(0)
@@ -154,13 +127,41 @@ def test_a_pattern_limits_the_weights():
     assert abs(found.total.value - head) < 4 * found.total.error
 
 
-def test_a_wrong_layer_is_told_with_the_nearest_names():
-    model = nn.Sequential()
-    model.add_module('backbone', nn.Conv2d(1, 1, 1))
-    with pytest.raises(ValueError, match=r'backbon.*Nearest names: backbone'):
-        hessian_trace(model, [], layers=['backbon'])
+def test_brevitas_lsq_has_the_curvature_of_our_own():
+    traces = []
+    for backend in ('torch_ao', 'brevitas'):
+        model, batches = small_net(False).float(), small_batches()
+        batches = [PlainBatch(b.inputs.float(), b.target) for b in batches]
+        fpq_plugin.convert(model, backend=backend)
+        fpq_plugin.calibrate(model, [b.inputs for b in batches])
+        traces.append(hessian_trace(model, batches, 4).total.value)
+    assert math.isclose(*traces, rel_tol=1e-3)
 
 
-def test_a_model_without_layers_is_refused():
-    with pytest.raises(ValueError, match='no layer of a type'):
-        hessian_trace(nn.ReLU(), [])
+class Unused(nn.Module):
+    """Has a layer that it calls, and one whose output it drops."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.dropped = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x):
+        self.dropped(x)
+        return self.used(x)
+
+
+def test_a_layer_without_a_part_in_the_loss_has_no_curvature():
+    torch.manual_seed(0)
+    model = Unused()
+    batches = [PlainBatch(torch.randn(6, 4), torch.randint(2, (6, )))]
+    both = hessian_trace(model, batches, 8)
+    alone = hessian_trace(model, batches, 8, layers=['used'])
+    assert both.layers['dropped'].value == 0
+    assert both.layers['used'].value > 0
+    assert math.isclose(alone.total.value, alone.layers['used'].value,
+                        rel_tol=1e-5)
+    norms = noise_gradient_norm(model, batches, 2)
+    only = noise_gradient_norm(model, batches, 2, layers=['used'])
+    assert math.isclose(norms.clean, only.clean, rel_tol=1e-6)
+    assert hessian_trace(model, batches, 2, layers=['dropped']
+                         ).total.value == 0

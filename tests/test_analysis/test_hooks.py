@@ -9,7 +9,11 @@ from runs import ROOT, log_of, mim, scalars_of, train, weights, write_config
 import fpq_plugin  # noqa: F401
 from fpq_plugin import HessianTraceHook, OutputVarianceHook, load_model
 from fpq_plugin.analysis import hessian_trace
-from fpq_plugin.analysis.batches import draw, loader_of, prepared
+from fpq_plugin.analysis.batches import (
+    build_loader,
+    draw_batches,
+    preprocessed,
+)
 
 HOOKS = [
     dict(type='HessianTraceHook', num_images=50, probes=2),
@@ -55,12 +59,18 @@ def test_training_is_the_same_with_and_without(fpq_config, tmp_path):
         assert (folder / f'{title}.png').stat().st_size > 5000
         rows = json.loads((folder / f'{title}.json').read_text())
         assert [row['epoch'] for row in rows] == [0, 1, 2]
+        # The picture has words for each value.
+        hook = next(h for h in runner.hooks
+                    if getattr(h, 'title', None) == title)
+        assert set(rows[0]) == {'epoch', *(
+            f'{title}_{name}'.rstrip('_') for name in hook.labels)}
     assert 'hessian_trace, epoch 2' in log_of(folder)
 
     # What it logged is what a user measures on the checkpoint.
     model = load_model(measured, str(folder / 'epoch_2.pth'))
-    batches = prepared(
-        model, draw(loader_of(measured, 'train'), 50, 0, progress=False))
+    loader = build_loader(measured, 'train')
+    batches = preprocessed(
+        model, draw_batches(loader, 50, 0, progress=False))
     found = hessian_trace(model, batches, probes=2)
     logged = json.loads((folder / 'hessian_trace.json').read_text())[-1]
     assert logged['hessian_trace']['value'] == pytest.approx(
