@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import QuantizedLayer
-from ..options import OFF_BITS
+from ..options import FLOAT_BITS
 from .batches import Batch
 from .measuring import Estimate, ProgressBar, left_unchanged
 
@@ -67,9 +67,9 @@ def weight_kilobytes(model: nn.Module) -> float:
 def bits_of(layer: nn.Module, part: str) -> int:
     """Bits of a layer's 'weight' or 'input', 32 for float."""
     if not isinstance(layer, QuantizedLayer):
-        return OFF_BITS
+        return FLOAT_BITS
     return getattr(
-        getattr(layer, f'{part}_quantizer', None), 'num_bits', OFF_BITS)
+        getattr(layer, f'{part}_quantizer', None), 'num_bits', FLOAT_BITS)
 
 
 def latencies(models: Mapping[str, nn.Module],
