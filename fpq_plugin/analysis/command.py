@@ -41,7 +41,7 @@ what is written:
   analysis.json  all numbers
   *.png          the report's pictures
 
-The models must have layers of the same names. Several checkpoints of one
+All models must have the layer of Figs. 3 and 4. Several checkpoints of one
 config are drawn over epochs; what takes long is measured on the last. It
 takes minutes for a small model; --images and --probes make it shorter, and
 the error bars longer.
