@@ -256,8 +256,8 @@ def test_first_and_last_are_those_that_are_quantized(convert):
         '0': dict(weight=None, activation=None), '7': dict(weight=None,
                                                            activation=None)})
     assert [(r.weight_bits, r.why) for r in table] == [
-        (32, "override '0': off"), (8, 'first layer'), (8, 'last layer'),
-        (32, "override '7': off")]
+        (32, "override '0': off"), (8, 'first of those that are left'),
+        (8, 'last of those that are left'), (32, "override '7': off")]
 
 
 def test_an_activation_has_one_step(convert):
