@@ -13,7 +13,11 @@ from torch import Tensor, nn
 
 from fpq_plugin.layers import InProjection, QuantizedLayer, register_layer
 from fpq_plugin.layers.attention_projections import linear_rows
-from fpq_plugin.layers.computed_weights import read_weight, without_graph
+from fpq_plugin.layers.computed_weights import (
+    at_rest,
+    read_weight,
+    without_graph,
+)
 from fpq_plugin.quantizers import Quantizer
 
 from .backend import BREVITAS
@@ -48,7 +52,8 @@ class BrevitasLayer(QuantizedLayer):
                              "backend='torch_ao'")
         known = frozenset(vars(layer))
         layer.__class__ = cls
-        _give_proxies(layer, weight_quantizer, input_quantizer)
+        with at_rest(layer):
+            _give_proxies(layer, weight_quantizer, input_quantizer)
         layer.float_attributes = known
         for quantizer, of_weight in ((weight_quantizer, True),
                                      (input_quantizer, False)):
@@ -89,7 +94,7 @@ class BrevitasLayer(QuantizedLayer):
                 f"{type(self).__name__}: Brevitas's own quantizers cannot be "
                 'pickled: save state_dict() in place of the whole model')
         make, args, state, *rest = super().__reduce_ex__(protocol)
-        # Proxies hold classes made at run time; __setstate__ makes them anew.
+        # Proxies hold classes made at run time: complete() makes them anew.
         keep = self.float_attributes | {'float_attributes', 'weight'}
         state = {key: state[key] for key in keep if key in state}
         state['_modules'] = {
@@ -100,11 +105,17 @@ class BrevitasLayer(QuantizedLayer):
 
     def __setstate__(self, state):
         super().__setstate__(state)
+        self.complete()
+
+    def complete(self) -> None:
+        owner, _ = self.weight_source()
+        if ('weight_quantizer' not in vars(self).get('_modules', {})
+                or '_parameters' not in vars(owner)
+                or 'weight_quant' in self._modules):
+            return
         quantizers = self.weight_quantizer, self.input_quantizer
         _give_proxies(self, *quantizers)
-        device = next(
-            q.bits.device for q in quantizers if q is not None)
-        _settle_proxies(self, *quantizers, device)
+        _settle_proxies(self, *quantizers, read_weight(self).device)
 
     def merge_bn_in(self, bn: nn.Module) -> None:
         """Refused, as fusing: it would scale the weight under its steps."""

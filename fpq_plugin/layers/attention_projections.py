@@ -108,6 +108,13 @@ class RoutedMultiheadAttention(RoutedModule, nn.MultiheadAttention):
         self._qkv_same_embed_dim = packed
         super().leave()
 
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        # A projection that came before the weights was left incomplete.
+        for child in self.children():
+            if isinstance(child, QuantizedLayer):
+                child.complete()
+
     def forward(self,
                 query: Tensor,
                 key: Tensor,

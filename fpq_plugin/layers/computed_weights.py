@@ -9,7 +9,8 @@ access, and may change its own state then.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -63,9 +64,24 @@ def read_weight(module: nn.Module, name: str = 'weight') -> Tensor:
     """
     if not parametrize.is_parametrized(module, name):
         return getattr(module, name)
-    compute = getattr(module, PARAMETRIZATIONS)[name]
-    with torch.no_grad(), kept_modes(compute):
-        return compute.eval()()
+    with torch.no_grad(), at_rest(module):
+        return getattr(module, PARAMETRIZATIONS)[name]()
+
+
+@contextmanager
+def at_rest(module: nn.Module) -> Iterator[None]:
+    """Inside, reads of a parametrized tensor leave its state as it is.
+
+    Args:
+        module (nn.Module): A module, parametrized or not.
+    """
+    if not parametrize.is_parametrized(module):
+        yield
+        return
+    compute = getattr(module, PARAMETRIZATIONS)
+    with kept_modes(compute):
+        compute.eval()
+        yield
 
 
 def find_weight(module: nn.Module) -> Tensor | None:

@@ -114,7 +114,7 @@ def why_float(layer: nn.Module, backend: Backend) -> str | None:
     if inside:
         return (f'type {_path(kind)} not registered, and it holds '
                 f'{", ".join(inside)}')
-    if is_lazy(getattr(layer, 'weight', None)):
+    if is_lazy(layer._parameters.get('weight')):
         return 'lazy: its weight is not there yet'
     return None
 

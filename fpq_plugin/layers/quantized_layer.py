@@ -93,6 +93,9 @@ class QuantizedLayer(KeepsItsWeight):
         make, args, state, *rest = super().__reduce_ex__(protocol)
         return make, args, without_graph(state), *rest
 
+    def complete(self) -> None:
+        """Make what no pickle holds, once state and weight are there."""
+
     def op(self, x: Tensor, weight: Tensor) -> Tensor:
         """The layer's linear operation on input ``x`` with ``weight``."""
         raise NotImplementedError

@@ -37,21 +37,24 @@ class KeepsItsWeight(nn.Module):
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
-        # FSDP takes the weight away and puts a view in its place.
-        if name == 'weight' and self._has_steps() and not sys._getframe(
-                1).f_globals.get('__name__', '').startswith(
-                    'torch.distributed.'):
-            _refuse_new_weight(type(self).__name__)
+        if name == 'weight' and self._own_weight() is not None:
+            by = sys._getframe(1).f_globals.get('__name__', '')
+            # FSDP takes the weight away and puts a view in its place.
+            if not by.startswith('torch.distributed.'):
+                self.refuse_if_calibrated()
         super().__delattr__(name)
 
     def _is_new_weight(self, value: Any) -> bool:
-        own = '_parameters' in vars(self) and (
-            self._parameters.get('weight') is not None)
-        if own and self._parameters['weight'] is value or self._loads:
+        own = self._own_weight()
+        if value is own or self._loads:
             return False
         # Hooks of weight_norm and its like set a plain tensor.
-        replaces = own or isinstance(value, nn.Parameter)
+        replaces = own is not None or (
+            'weight' in vars(self) and isinstance(value, nn.Parameter))
         return replaces and self._has_steps()
+
+    def _own_weight(self) -> nn.Parameter | None:
+        return vars(self).get('_parameters', {}).get('weight')
 
     def refuse_if_calibrated(self) -> None:
         """Refuse to change the weight of a layer that has steps for it.

@@ -125,9 +125,9 @@ class _CallLayers(TorchFunctionMode):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.layers = {
-            id(child.weight): child
+            id(child._parameters['weight']): child
             for child in module.children()
-            if isinstance(getattr(child, 'weight', None), nn.Parameter)
+            if child._parameters.get('weight') is not None
         }
         self.products = None
         if 'products' in module._modules:
