@@ -108,14 +108,16 @@ class BrevitasLayer(QuantizedLayer):
         self.complete()
 
     def complete(self) -> None:
-        owner, _ = self.weight_source()
-        if ('weight_quantizer' not in vars(self).get('_modules', {})
-                or '_parameters' not in vars(owner)
-                or 'weight_quant' in self._modules):
+        children = vars(self).get('_modules', {})
+        if 'weight_quantizer' not in children or 'weight_quant' in children:
+            return
+        if '_parameters' not in vars(self.weight_source()[0]):
             return
         quantizers = self.weight_quantizer, self.input_quantizer
         _give_proxies(self, *quantizers)
         _settle_proxies(self, *quantizers, read_weight(self).device)
+        for name in ('weight_quantizer', 'input_quantizer', 'perturbation'):
+            children[name] = children.pop(name)  # in the order of swap
 
     def merge_bn_in(self, bn: nn.Module) -> None:
         """Refused, as fusing: it would scale the weight under its steps."""
