@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -209,4 +210,16 @@ def refuse_unmatched(key: str, patterns: Iterable[str],
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
             raise ValueError(
                 f'{key}: the pattern {pattern!r} matches no layer that can be '
-                f'quantized. Nearest names: {", ".join(near or names[:3])}.')
+                f'quantized.{_hint(pattern, names)} Nearest names: '
+                f'{", ".join(near or names[:3])}.')
+
+
+def _hint(pattern: str, names: list[str]) -> str:
+    """What the pattern was probably meant to be."""
+    inside = f'*{pattern}*'
+    if any(fnmatchcase(name, inside) for name in names):
+        return f' Did you mean {inside!r}?'
+    if re.search(r'\.[*+]|[\^$\\|()]', pattern):
+        return (" Patterns are names with '*' for any characters, not "
+                'regular expressions.')
+    return ''

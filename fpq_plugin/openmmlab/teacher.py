@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 import os.path as osp
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from .._compat.safe_loading import load_file
 from ..convert import to_float
+from ..layers import copy_module
 from ..state import (
     bare_state,
     first_few,
@@ -92,7 +92,7 @@ def _is_pretrained(init_cfg: Any) -> bool:
 
 def copy_float(model: nn.Module) -> nn.Module:
     """A full-precision copy of ``model``, converted or not, for a teacher."""
-    teacher = to_float(copy.deepcopy(model))
+    teacher = to_float(copy_module(model))
     teacher.requires_grad_(False)
     return teacher
 
