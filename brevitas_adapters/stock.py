@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from brevitas.core.function_wrapper import RoundSte
 from brevitas.core.quant import RescalingIntQuant
+from brevitas.core.stats import _RuntimeStats
 from brevitas.graph.calibrate import (
     extend_collect_stats_steps,
     finalize_collect_stats,
@@ -16,11 +17,12 @@ from brevitas.graph.calibrate import (
 from brevitas.inject import ExtendedInjector
 from brevitas.nn import QuantLinear
 from brevitas.proxy import WeightQuantProxyFromInjector
+from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
 from fpq_plugin._compat.restoring import same_randomness
 from fpq_plugin.options import refuse_unknown
-from fpq_plugin.quantizers import Grid, Quantizer, Stage
+from fpq_plugin.quantizers import Grid, Quantizer, Stage, lasting
 
 
 def refuse_let(injector: type[ExtendedInjector], let: dict[str, Any]) -> None:
@@ -62,11 +64,13 @@ def refuse_let(injector: type[ExtendedInjector], let: dict[str, Any]) -> None:
 class StockQuantizer(Quantizer):
     """A tensor quantizer that Brevitas built from one of its injectors.
 
-    Its learned scales and zero points are this module's own parameters, so
-    that a state dict has all of them from construction on, whoever walks the
-    modules (mmengine does not call the ``state_dict`` of Brevitas's modules,
-    which drop statistics that were not collected yet). Collecting is
-    Brevitas's, as in ``brevitas.graph.calibrate.calibration_mode``.
+    Its learned scales and zero points are this module's own parameters, and
+    running statistics its own buffers, so that a state dict has all of them
+    from construction on, whoever walks the modules (mmengine does not call
+    the ``state_dict`` of Brevitas's modules, which drop statistics that were
+    not collected yet). Collecting is Brevitas's, as in
+    ``brevitas.graph.calibrate.calibration_mode``. In distributed training
+    running statistics are the mean of all processes'.
 
     A subclass per injector is made by :func:`register_injector`.
 
@@ -94,8 +98,10 @@ class StockQuantizer(Quantizer):
         self.let = let or {}
         if let:
             refuse_let(self.injector, let)
+        self._inner: list[RescalingIntQuant] = []
         self._observed = False
         self._finite = True
+        self._any = False
 
     @classmethod
     def around(cls, tensor_quant: nn.Module, owner: nn.Module,
@@ -129,6 +135,19 @@ class StockQuantizer(Quantizer):
         }
         for name, parameter in tensor_quant.named_parameters():
             self.register_parameter(name.replace('.', '_'), parameter)
+        for name, stats in self._running().items():
+            known = stats.running_stats
+            self.register_buffer(f'{name}_running_stats', known)
+            self.register_buffer(f'{name}_counter', torch.tensor(
+                stats.counter, device=known.device))
+
+    def _running(self) -> dict[str, nn.Module]:
+        """Brevitas's running statistics, by name in this module's state."""
+        return {
+            name.replace('.', '_'): module
+            for name, module in self.tensor_quant.named_modules()
+            if isinstance(module, _RuntimeStats)
+        }
 
     @property
     def tensor_quant(self) -> RescalingIntQuant:
@@ -136,8 +155,22 @@ class StockQuantizer(Quantizer):
         return self._inner[0]
 
     def fake_quantize(self, x: Tensor) -> Tensor:
+        if x.numel() == 0:
+            return self._passed_on(x)
         self._set_mode(self.training)
-        return self.tensor_quant(x)[0].to(x.dtype)
+        out = self.tensor_quant(x)[0].to(x.dtype)
+        if self.training:
+            self._keep_running(self.over_batch and get_world_size() > 1)
+        return out
+
+    @lasting
+    def _keep_running(self, share: bool = False) -> None:
+        """Count running statistics, and make them those of all processes."""
+        for name, stats in self._running().items():
+            if share:
+                all_reduce(stats.running_stats)
+                stats.running_stats.div_(get_world_size())
+            getattr(self, f'{name}_counter').fill_(stats.counter)
 
     def step(self) -> Tensor:
         return self.metadata()[0].flatten()
@@ -163,13 +196,16 @@ class StockQuantizer(Quantizer):
                     int(int_quant.min_int(bits)), int(int_quant.max_int(bits)),
                     axes[0] if axes else None)
 
-    @torch.no_grad()
+    @lasting
     def observe(self, x: Tensor) -> None:
         """Let Brevitas collect its statistics of ``x``."""
+        if x.numel() == 0:
+            return
         if not self._observed:
             self._restart()
         self._observed = True
         self._finite = self._finite and bool(torch.isfinite(x).all())
+        self._any = self._any or bool(x.any())
         self._set_mode(True)
         self.tensor_quant.observer_only = True
         self.tensor_quant(x)
@@ -179,9 +215,9 @@ class StockQuantizer(Quantizer):
         return self._observed
 
     def reset_observer(self) -> None:
-        self._observed, self._finite = False, True
+        self._observed, self._finite, self._any = False, True, False
 
-    @torch.no_grad()
+    @lasting
     def initialize(self) -> None:
         """Make the collected statistics the scale and the zero point.
 
@@ -192,9 +228,24 @@ class StockQuantizer(Quantizer):
             raise ValueError('nothing was observed')
         if not self._finite:
             raise ValueError('what was observed is not finite')
-        self.tensor_quant.apply(finalize_collect_stats)
-        self._become(Stage.READY)
+        if self._any:
+            self.tensor_quant.apply(finalize_collect_stats)
+            self._keep_running()
+        self._become(Stage.READY if self._any else Stage.WAITING)
         self.reset_observer()
+
+    @lasting
+    def share_observed(self) -> None:
+        """Make the statistics the mean of those processes' that have some."""
+        ranks = torch.tensor([self._observed, self._finite, self._any],
+                             device=self.initialized.device).float()
+        all_reduce(ranks)
+        for value in self._collected().values():
+            value.mul_(self._any)
+            all_reduce(value)
+            value.div_(ranks[2].clamp_min(1))
+        self._observed, self._any = bool(ranks[0] > 0), bool(ranks[2] > 0)
+        self._finite = bool(ranks[1] == get_world_size())
 
     def read_stage(self) -> None:
         super().read_stage()
@@ -205,6 +256,8 @@ class StockQuantizer(Quantizer):
                     module.counter = module.collect_stats_steps + 1
                 if hasattr(module, 'init_done'):
                     module.init_done = True
+            for name, stats in self._running().items():
+                stats.counter = int(getattr(self, f'{name}_counter'))
 
     def extra_repr(self) -> str:
         return f'bits={self.num_bits}'
@@ -219,7 +272,8 @@ class StockQuantizer(Quantizer):
             f'{name}.{key}': getattr(module, key)
             for name, module in self.tensor_quant.named_modules()
             if hasattr(module, 'collect_stats_steps')
-            or hasattr(module, 'init_done') for key in ('value', 'buffer')
+            or hasattr(module, 'init_done') or hasattr(module, 'running_stats')
+            for key in ('value', 'buffer', 'running_stats')
             if hasattr(module, key)
         }
 
@@ -232,11 +286,15 @@ class StockQuantizer(Quantizer):
                 module.counter = 0
             if hasattr(module, 'init_done'):
                 module.init_done = False
+            if isinstance(module, _RuntimeStats):
+                module.counter = 0
         self.tensor_quant.apply(extend_collect_stats_steps)
         self.tensor_quant.apply(set_collect_stats_to_average)
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
-        if hasattr(self, '_inner'):
+        if self._inner:
             self.tensor_quant._apply(fn, recurse)
+            for name, stats in self._running().items():
+                self._buffers[f'{name}_running_stats'] = stats.running_stats
         return self
