@@ -162,9 +162,7 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
         gets the mean range of the others; if all are, the quantizer waits.
 
         Raises:
-            ValueError: If nothing, or something non-finite, was observed, or
-                only values below zero, of which an unsigned symmetric range
-                holds none.
+            ValueError: If nothing, or something non-finite, was observed.
         """
         if not (torch.isfinite(self.min_val) &
                 torch.isfinite(self.max_val)).all():
@@ -173,19 +171,19 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
                 f'[{self.min_val.min():g}, {self.max_val.max():g}]')
         ranges = fill_zeros(self.min_val, self.max_val)
         if ranges is not None:
-            self._refuse_negative(self.max_val)
+            self._tell_of_negative(self.max_val)
             step, zero = self._affine(*ranges)
             self.zero_point.copy_(zero)
             self._set_step(step)
         self._become(Stage.WAITING if ranges is None else Stage.READY)
         self.reset_observer()
 
-    def _refuse_negative(self, high: Tensor) -> None:
+    def _tell_of_negative(self, high: Tensor) -> None:
         if self.symmetric and not self.signed and (high < 0).any():
-            raise ValueError(
-                'all observed values are negative, and the range of '
-                'symmetric=True with signed=False holds none of them: leave '
-                'signed out')
+            warnings.warn(
+                'all observed values are negative and will become 0: the '
+                'range of symmetric=True with signed=False holds none of '
+                'them; leave signed out', stacklevel=3)
 
     @lasting
     def share_observed(self) -> None:

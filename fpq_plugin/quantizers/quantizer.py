@@ -26,9 +26,6 @@ def lasting(method: F) -> F:
 
     @wraps(method)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_inference_mode_enabled():
-            with torch.no_grad():
-                return method(*args, **kwargs)
         with torch.inference_mode(False), torch.no_grad():
             return method(*args, **kwargs)
 
@@ -150,7 +147,7 @@ class Quantizer(ABC, nn.Module, metaclass=_Trainable):
         """The integers that its values stand for, for an export.
 
         Raises:
-            NotImplementedError: If it has none, or does not tell them.
+            NotImplementedError: If it has none.
         """
         raise NotImplementedError(
             f'{type(self).__name__} does not tell its integers (no grid())')
@@ -177,14 +174,13 @@ class Quantizer(ABC, nn.Module, metaclass=_Trainable):
             return x
         self._refuse_other_types(x)
         if stage is not Stage.READY:
-            if stage is Stage.NEW:
-                if not self.training or get_world_size() > 1:
-                    self.require_step()
-            elif not self.training:
-                return x
-            self._start(x, stage)
-            if observing:
-                self._stage = Stage.OBSERVING
+            if stage is Stage.NEW and x.numel() and (
+                    not self.training or get_world_size() > 1):
+                self.require_step()
+            if self.training:
+                self._start(x, stage)
+                if observing:
+                    self._stage = Stage.OBSERVING
             if self._stored_stage() is not Stage.READY:
                 return self._passed_on(x)
         return self.fake_quantize(x)
@@ -199,7 +195,7 @@ class Quantizer(ABC, nn.Module, metaclass=_Trainable):
     @lasting
     def _start(self, x: Tensor, stage: Stage) -> None:
         """Take the first step from ``x``, if it has one."""
-        if x.numel() and isinstance(x, nn.Parameter):
+        if isinstance(x, nn.Parameter):
             self.observe_weight(x)
         elif x.numel():
             self.observe(x)
@@ -209,9 +205,9 @@ class Quantizer(ABC, nn.Module, metaclass=_Trainable):
             self.initialize()
 
     def _passed_on(self, x: Tensor) -> Tensor:
-        """``x``, with a gradient of 0 for each parameter, as DDP asks."""
+        """``x``; in training each parameter has gradient 0, as DDP asks."""
         for parameter in self.parameters():
-            if parameter.requires_grad:
+            if self.training and parameter.requires_grad:
                 x = x + (0 * parameter.sum()).to(x.dtype)
         return x
 

@@ -1,0 +1,163 @@
+"""What is compared: which layers by which loss, and what came of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..options import matches
+from .base import DistillationLoss
+
+WAY_OUT = ('name the layer of the logits by the loss\'s option layer, as '
+           "distillation=dict(type='LogitKD', layer='head.fc')")
+UNREAD = 100
+
+
+def layers_of(criterion: DistillationLoss, names: Sequence[str],
+              skipped: Mapping[str, str]) -> list[str]:
+    """The layers that a loss compares.
+
+    Args:
+        criterion (DistillationLoss): The loss.
+        names (Sequence[str]): All quantized layers, in order of
+            registration.
+        skipped (Mapping[str, str]): From layers that are not to be distilled
+            to the pattern that says so.
+
+    Returns:
+        list[str]: Their names, without those of ``skipped``.
+
+    Raises:
+        ValueError: If the loss is of one layer, and that is not among them.
+    """
+    if criterion.layer is not None:
+        found = [name for name in names if matches(name, criterion.layer)]
+        if len(found) != 1:
+            said = ', '.join(found) or 'none'
+            raise ValueError(
+                f'layer={criterion.layer!r} of {type(criterion).__name__} '
+                'must match one quantized layer, and matches '
+                f'{said}. The last ones are {", ".join(names[-5:])}')
+        one = found[0]
+    elif criterion.last_layer_only:
+        one = logits_layer(names)
+    else:
+        return [name for name in names if name not in skipped]
+    if one in skipped:
+        raise ValueError(
+            f'{type(criterion).__name__} compares {one} alone, which is not '
+            f'to be distilled (skip {skipped[one]!r}): {WAY_OUT}, or leave '
+            'that loss out')
+    return [one]
+
+
+def logits_layer(names: Sequence[str]) -> str:
+    """The last layer that is not of an auxiliary head, by its name."""
+    main = [name for name in names
+            if not re.search(r'(^|[._])aux', name, re.IGNORECASE)]
+    return (main or list(names))[-1]
+
+
+def refuse_uncalled(criteria: Iterable[DistillationLoss], name: str,
+                    model: str, called: Iterable[str]) -> None:
+    """Refuse a loss of one layer that was not called.
+
+    Args:
+        criteria (Iterable[DistillationLoss]): The layer's losses.
+        name (str): The layer.
+        model (str): Which model did not call it.
+        called (Iterable[str]): The layers that it did call.
+
+    Raises:
+        RuntimeError: If one of the losses is of this layer alone.
+    """
+    for criterion in criteria:
+        if criterion.layer is not None or criterion.last_layer_only:
+            raise RuntimeError(
+                f'{type(criterion).__name__} compares {name} alone, and the '
+                f'{model} did not call it: {WAY_OUT}. The last layers called '
+                f'are {", ".join(list(called)[-3:]) or "none"}')
+
+
+class Tally:
+    """The losses of the training forwards since they were last taken.
+
+    Args:
+        warn (Callable): Told once if they are never taken.
+    """
+
+    def __init__(self, warn: Callable[[str], Any]) -> None:
+        self._warn = warn
+        self._losses: dict[tuple[str, str], Tensor] = {}
+        self._taken = self._stale = self._any = False
+        self._unread = 0
+
+    def start(self) -> None:
+        """A training forward begins."""
+        if self._taken:
+            self._losses = {}
+            self._unread = 0
+        self._taken = self._stale = self._any = False
+        self._unread += 1
+        if self._unread == UNREAD:
+            self._warn(
+                f'{UNREAD} training forwards were distilled and loss() was '
+                'not called: their graphs fill the memory. Call detach() to '
+                'end the distillation')
+
+    def pass_by(self) -> None:
+        """A forward is not compared: what was taken is of the past."""
+        self._stale = self._taken
+
+    def add(self, label: str, name: str, loss: Tensor) -> None:
+        """Count the loss of one call of one layer."""
+        key = label, name
+        past = self._losses.get(key)
+        self._losses[key] = loss if past is None else past + loss
+        self._any = True
+
+    def take(self) -> dict[tuple[str, str], Tensor]:
+        """The losses by label and layer; until the next forward again.
+
+        Raises:
+            RuntimeError: If there are none that are new.
+        """
+        if not self._losses:
+            raise RuntimeError('no layer was distilled yet: was the student '
+                               'called in training mode?')
+        if self._stale:
+            raise RuntimeError(
+                'no layer was distilled since the loss was last taken: the '
+                'student was called in eval mode, or without gradient')
+        self._taken = True
+        return self._losses
+
+    def any(self) -> bool:
+        """Whether the last training forward compared any layer."""
+        return self._any
+
+    def by_layer(self) -> dict[str, Tensor]:
+        """The losses by layer, detached, also those already taken."""
+        parts: dict[str, Tensor] = {}
+        for (_, name), loss in self._losses.items():
+            parts[name] = parts.get(name, 0) + loss.detach()
+        return parts
+
+    def clear(self) -> None:
+        """Let all losses go."""
+        self._losses = {}
+
+
+def values_of(output: Any) -> Tensor:
+    """A layer's output; of a tensor that carries its scale, the values."""
+    return getattr(output, 'value', output)
+
+
+def lacks_batch(layer: nn.Module, output: Tensor) -> bool:
+    """Whether a convolution's output, or a linear layer's, is one sample."""
+    size = getattr(layer, 'kernel_size', ())
+    axes = len(size) if isinstance(size, tuple) else 0
+    return output.dim() == axes + 1
