@@ -107,11 +107,12 @@ def _calibrate(model: nn.Module, pending: dict[str, Quantizer],
             quantizer.reset_observer()
             quantizer.observe_weight(layer.weight)
     if inputs:
-        number = 0
+        got_any = False
         with _in_full_precision(model, training), observing(inputs.values()):
-            for number, batch in enumerate(batches, 1):
+            for batch in batches:
+                got_any = True
                 forward(model, batch)
-        if number == 0:
+        if not got_any:
             raise ValueError(
                 'calibration got no batch: the loader is empty, or a '
                 'generator that was used up before')

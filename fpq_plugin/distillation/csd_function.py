@@ -230,7 +230,7 @@ def csd(student: Tensor,
         itself gets the same gradients, in one more pass over memory.
     """
     if student.numel() == 0 and not joint:
-        return student, student.sum()
+        return student, student.sum(dtype=_wide(student))
     if is_compiling() and not joint:
         channel = max(set(range(student.dim())) - set(dims))
         loss, *_ = _loss.plain(

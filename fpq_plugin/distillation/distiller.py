@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from .._compat.versions import is_compiling
-from ..layers import quantized_layers, route, unroute
+from ..layers import quantized_layers, unroute
 from ..options import matches
 from .base import DistillationLoss
 from .compared import (
-    Tally,
-    lacks_batch,
+    frozen_layers,
     layers_of,
+    losses_of,
     refuse_uncalled,
     values_of,
 )
+from .tally import Tally
 
 
 class Distiller:
@@ -97,29 +98,15 @@ class Distiller:
         if not layers:
             raise ValueError('the student has no quantized layer: call '
                              'convert(student) first')
-        skipped = {
-            name: pattern
-            for pattern in skip for name in layers if matches(name, pattern)
-        }
-        self._left_out = {
-            name: f'skip {pattern!r}' for name, pattern in skipped.items()
-        }
+        skipped = {name: pattern for pattern in skip for name in layers
+                   if matches(name, pattern)}
+        self._left_out = {name: f'skip {pattern!r}'
+                          for name, pattern in skipped.items()}
         self._criteria: dict[str, list[DistillationLoss]] = defaultdict(list)
         for each in self.criteria:
             for name in layers_of(each, list(layers), skipped):
                 self._criteria[name].append(each)
-        if quantized_layers(teacher):
-            raise ValueError('the teacher is quantized: copy the model before '
-                             'convert, or take its quantizers off: '
-                             'fpq_plugin.to_float(teacher)')
-        route(teacher)
-        known = dict(teacher.named_modules())
-        missing = [name for name in self._criteria if name not in known]
-        if missing:
-            raise ValueError('the teacher has no layer '
-                             f'{", ".join(missing[:5])} to distill from')
-        teacher.eval()
-        teacher.requires_grad_(False)
+        known = frozen_layers(teacher, self._criteria)
         self._handles = []
         if own_hooks:
             self._handles += [
@@ -155,10 +142,8 @@ class Distiller:
         parts = defaultdict(list)
         for (label, _), loss in self._tally.take().items():
             parts[label].append(loss)
-        return {
-            label: torch.stack(part).sum()
-            for label, part in parts.items()
-        }
+        return {label: torch.stack(part).sum()
+                for label, part in parts.items()}
 
     def layer_losses(self) -> dict[str, Tensor]:
         """Each distilled layer's part of the last :meth:`loss`, by name."""
@@ -200,14 +185,13 @@ class Distiller:
             if self._find_overwritten():
                 self._maps.clear()
                 self._run_teacher(self.teacher, args, kwargs)
-        for name, criteria in self._criteria.items():
-            if not self._maps[name]:
-                called = [other for other, maps in self._maps.items() if maps]
-                try:
-                    refuse_uncalled(criteria, name, 'teacher', called)
-                except RuntimeError:
-                    self.end(None)
-                    raise
+        try:
+            for name, criteria in self._criteria.items():
+                if not self._maps[name]:
+                    refuse_uncalled(criteria, name, 'teacher')
+        except RuntimeError:
+            self.end(None)
+            raise
 
     def end(self, output: Any) -> None:
         """Take the losses, after a forward of the student.
@@ -223,8 +207,8 @@ class Distiller:
             return
         called = {name for (_, name), *_ in taken}
         for name in more:
-            if name not in called:
-                refuse_uncalled(self._criteria[name], name, 'student', called)
+            if name not in called and name not in self._left_out:
+                refuse_uncalled(self._criteria[name], name, 'student')
             self._leave_out(name, 'the student called it less often'
                             if name in called else
                             'the student did not call it')
@@ -293,46 +277,20 @@ class Distiller:
                     name, f'its output has shape {tuple(values.shape)} and '
                     f"the teacher's {tuple(teacher_map.shape)}")
                 return None
-            return self._take(name, layer, output, teacher_map)
+            out, values, losses = losses_of(
+                self._criteria[name], layer, output, teacher_map,
+                name in self._overwritten)
+            self._taken += [((criterion.label, name), values,
+                             _version(values), loss)
+                            for criterion, loss in losses]
+            return out
 
         return compare
-
-    def _take(self, name: str, layer: Any, output: Any,
-              teacher_map: Tensor) -> Tensor | None:
-        """Take one call's losses; what the model goes on with, if other."""
-        axis: int = layer.channel_axis
-        values: Tensor = values_of(output)
-        out: Any = None
-        cloned = name in self._overwritten
-        if lacks_batch(layer, values):
-            values, teacher_map = values[None], teacher_map[None]
-        losses = []
-        for criterion in self._criteria[name]:
-            if values is output and _overrides_attach(criterion):
-                out, loss = criterion.attach(values if out is None else out,
-                                             teacher_map, axis)
-                losses.append((criterion, loss))
-        if cloned and losses:
-            out = out.clone()
-        elif cloned:
-            values = values.clone()
-        taken = [criterion for criterion, _ in losses]
-        losses += [(each, each(values, teacher_map, axis)
-                    if values.numel() or each.takes_empty else values.sum())
-                   for each in self._criteria[name] if each not in taken]
-        self._taken += [((criterion.label, name), values, _version(values),
-                         loss) for criterion, loss in losses]
-        return out
 
     def _leave_out(self, name: str, why: str) -> None:
         if name not in self._left_out:
             self._left_out[name] = why
             self._warn(f'distillation leaves out {name}: {why}')
-
-
-def _overrides_attach(criterion: DistillationLoss) -> bool:
-    """Whether the model is to go on with what ``attach`` returns."""
-    return type(criterion).attach is not DistillationLoss.attach
 
 
 def _version(output: Tensor) -> int:
