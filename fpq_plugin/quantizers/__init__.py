@@ -7,6 +7,7 @@ from .lsq import LSQFakeQuantize, LSQPlusFakeQuantize
 from .of_model import full_precision, named_quantizers, observing
 from .pact_dorefa import DoReFaFakeQuantize, PACTFakeQuantize
 from .quantizer import Quantizer, lasting
+from .ranges import weight_to_come
 from .torch_ao import TorchAOFakeQuantize
 
 __all__ = [
@@ -14,5 +15,5 @@ __all__ = [
     'LSQPlusFakeQuantize', 'PACTFakeQuantize', 'Quantizer', 'Stage',
     'TorchAOFakeQuantize', 'along_channels', 'check_bits', 'fake_quantize',
     'full_precision', 'lasting', 'named_quantizers', 'observing',
-    'positive_step'
+    'positive_step', 'weight_to_come'
 ]

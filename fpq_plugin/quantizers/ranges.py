@@ -69,7 +69,7 @@ def fill_zeros(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor] | None:
             torch.where(zero, high[~zero].mean(), high))
 
 
-def weight_to_come(weight: Tensor) -> Tensor:
+def weight_to_come(weight: Tensor, axis: int | None = None) -> Tensor:
     """What an all-zero weight is calibrated as; any other, as it is.
 
     It will grow to what layers usually have: values spread evenly over
@@ -77,17 +77,27 @@ def weight_to_come(weight: Tensor) -> Tensor:
     them.
 
     Args:
-        weight (Tensor): A weight of any shape, the output channels on axis
-            0.
+        weight (Tensor): A weight of any shape.
+        axis (int, optional): Its output channels' axis. If given, single
+            channels that are all zero become spread over the mean range of
+            the others. Defaults to None: they stay.
 
     Returns:
         Tensor: A weight of the same shape.
     """
-    if weight.numel() == 0 or weight.any():
+    if weight.numel() == 0:
         return weight
-    reach = 1 / math.sqrt(weight[0].numel())
-    spread = torch.linspace(-reach, reach, weight[0].numel(),
-                            dtype=torch.float32, device=weight.device)
-    if spread.numel() == 1:
-        spread.fill_(reach)
-    return spread.view_as(weight[0]).expand(weight.shape).to(weight.dtype)
+    rows = weight.detach().movedim(axis or 0, 0).flatten(1)
+    if weight.dim() == 1:
+        rows = weight.detach()[None]
+    reach = rows.abs().amax(1)
+    zero = reach == 0
+    if not zero.any() or (axis is None and not zero.all()):
+        return weight
+    n = rows.shape[1]
+    spread = torch.linspace(-1, 1, n) if n > 1 else torch.ones(1)
+    far = 1 / math.sqrt(n) if zero.all() else float(reach[~zero].mean())
+    rows = rows.clone()
+    rows[zero] = far * spread.to(rows)
+    shape = weight.movedim(axis or 0, 0).shape
+    return rows.view(shape).movedim(0, axis or 0)
