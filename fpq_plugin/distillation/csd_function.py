@@ -197,7 +197,8 @@ def _as_maps(z: Tensor, channel: int) -> Tensor:
 def _from_maps(maps: Tensor, shape: torch.Size, channel: int) -> Tensor:
     """The inverse of :func:`_as_maps`."""
     places = (*shape[:channel], *shape[channel + 1:])
-    return maps.movedim(1, -1).reshape(*places, -1).movedim(-1, channel)
+    channels = maps.movedim(1, -1).reshape(*places, shape[channel])
+    return channels.movedim(-1, channel)
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -180,10 +180,9 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
 
     def _tell_of_negative(self, high: Tensor) -> None:
         if self.symmetric and not self.signed and (high < 0).any():
-            warnings.warn(
-                'all observed values are negative and will become 0: the '
-                'range of symmetric=True with signed=False holds none of '
-                'them; leave signed out', stacklevel=3)
+            warnings.warn('all observed values are negative and will become '
+                          '0, the least value of symmetric=True with '
+                          'signed=False: leave signed out', stacklevel=3)
 
     @lasting
     def share_observed(self) -> None:
@@ -212,16 +211,19 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
         grid = self.grid()
         if self.num_bits < MAX_BITS:
             warnings.warn(
-                f'{type(self).__name__} has {self.num_bits} bits, and '
+                f"{type(self).__name__} has {self.num_bits} bits, and "
                 "torch.ao's convert clips at 8 bits: its model answers "
-                'otherwise than this one. fpq_plugin.export writes these '
-                'bits', stacklevel=2)
+                'otherwise. fpq_plugin.export writes these', stacklevel=2)
         return grid.step, self.zero_point.clone()
 
     @property
     def activation_post_process(self) -> BaseFakeQuantize:
         """The observer that torch.ao's graph mode asks for: this itself."""
         return self
+
+    @activation_post_process.deleter
+    def activation_post_process(self) -> None:
+        """torch.ao's convert takes observers off; this one stays."""
 
     def grid(self) -> Grid:
         """The integers that its values stand for.

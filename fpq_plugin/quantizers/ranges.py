@@ -87,9 +87,9 @@ def weight_to_come(weight: Tensor, axis: int | None = None) -> Tensor:
     """
     if weight.numel() == 0:
         return weight
-    rows = weight.detach().movedim(axis or 0, 0).flatten(1)
     if weight.dim() == 1:
-        rows = weight.detach()[None]
+        return weight if weight.any() else weight_to_come(weight[None])[0]
+    rows = weight.detach().movedim(axis or 0, 0).flatten(1)
     reach = rows.abs().amax(1)
     zero = reach == 0
     if not zero.any() or (axis is None and not zero.all()):
