@@ -2,23 +2,18 @@
 
 from .base_fake_quantize import BaseFakeQuantize
 from .fake_quantize_function import fake_quantize, positive_step
+from .grid import Grid, Stage, along_channels, check_bits
 from .lsq import LSQFakeQuantize, LSQPlusFakeQuantize
+from .of_model import full_precision, named_quantizers, observing
 from .pact_dorefa import DoReFaFakeQuantize, PACTFakeQuantize
-from .quantizer import (
-    Grid,
-    Quantizer,
-    Stage,
-    along_channels,
-    check_bits,
-    full_precision,
-    named_quantizers,
-    observing,
-)
+from .quantizer import Quantizer, lasting
+from .ranges import weight_to_come
 from .torch_ao import TorchAOFakeQuantize
 
 __all__ = [
     'BaseFakeQuantize', 'DoReFaFakeQuantize', 'Grid', 'LSQFakeQuantize',
     'LSQPlusFakeQuantize', 'PACTFakeQuantize', 'Quantizer', 'Stage',
     'TorchAOFakeQuantize', 'along_channels', 'check_bits', 'fake_quantize',
-    'full_precision', 'named_quantizers', 'observing', 'positive_step'
+    'full_precision', 'lasting', 'named_quantizers', 'observing',
+    'positive_step', 'weight_to_come'
 ]

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._compat.kernels import CompiledFunction, compiled, constant
-from .quantizer import along_channels
+from .grid import along_channels
 
 _MOST_ROWS = 2**10
 
