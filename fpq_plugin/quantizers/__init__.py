@@ -1,6 +1,7 @@
 """Fake quantizers: one step per tensor or channel, learned or observed."""
 
 from .base_fake_quantize import BaseFakeQuantize
+from .description import KEY, describe, differences
 from .fake_quantize_function import fake_quantize, positive_step
 from .lsq import LSQFakeQuantize, LSQPlusFakeQuantize
 from .pact_dorefa import DoReFaFakeQuantize, PACTFakeQuantize
@@ -17,8 +18,9 @@ from .quantizer import (
 from .torch_ao import TorchAOFakeQuantize
 
 __all__ = [
-    'BaseFakeQuantize', 'DoReFaFakeQuantize', 'Grid', 'LSQFakeQuantize',
-    'LSQPlusFakeQuantize', 'PACTFakeQuantize', 'Quantizer', 'Stage',
-    'TorchAOFakeQuantize', 'along_channels', 'check_bits', 'fake_quantize',
+    'KEY', 'BaseFakeQuantize', 'DoReFaFakeQuantize', 'Grid',
+    'LSQFakeQuantize', 'LSQPlusFakeQuantize', 'PACTFakeQuantize',
+    'Quantizer', 'Stage', 'TorchAOFakeQuantize', 'along_channels',
+    'check_bits', 'describe', 'differences', 'fake_quantize',
     'full_precision', 'named_quantizers', 'observing', 'positive_step'
 ]
