@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -112,8 +113,8 @@ def refuse_unread(cfg: Config, key: str, used: dict[str, Any]) -> None:
         if option in cfg and _asks_otherwise(option, cfg[option], recipe):
             raise ValueError(
                 f'{option}: nobody reads it at the top level of the config. '
-                f'Set {key}.{option}; a variable of your own needs another '
-                'name')
+                f'Set {_as_option(key)}.{option}; a variable of your own '
+                'needs another name')
 
 
 def _refuse_other_fragment(cfg: Config, key: str, written: dict[str, Any],
@@ -141,8 +142,8 @@ def _refuse_other_fragment(cfg: Config, key: str, written: dict[str, Any],
         raise ValueError(
             f'fpq.{name}: {wanted!r} at the top level of the config is not '
             f'read, the hook has its own options in {key}. Put it there: '
-            f'--cfg-options {key}.{name}=..., or in the file {key} = '
-            f'dict(_base_.fpq, {option}=...)')
+            f'--cfg-options {_as_option(key)}.{name}=..., or in the file '
+            f'dict(_base_.fpq, {option}=...) as the hook')
 
 
 def _changed_later(option: str, value: Any, used: dict[str, Any],
@@ -180,7 +181,7 @@ def _meaning(recipe: Recipe, option: str) -> Any:
     """What an option comes to; two of them stand for others."""
     stands_for = dict(bits=('weight', 'activation'),
                       preset=('perturbation', 'distillation'))
-    return [getattr(recipe, each)
+    return [_plain(getattr(recipe, each)) or None
             for each in stands_for.get(option, (option, ))]
 
 
@@ -192,6 +193,11 @@ def _hooks_in(cfg: Config) -> Iterator[tuple[str, dict]]:
     for number, options in enumerate(cfg.get('custom_hooks') or []):
         if is_fpq_hook(options):
             yield f'custom_hooks[{number}]', options
+
+
+def _as_option(key: str) -> str:
+    """A key as ``--cfg-options`` takes it."""
+    return re.sub(r'\[(\d+)\]', r'.\1', key)
 
 
 def _is_ours(written: Any) -> bool:
@@ -215,7 +221,9 @@ def _plain(value: Any) -> Any:
 def _leaf(name: str, value: Any, other: Any) -> tuple[str, Any]:
     """The full name and value of the first thing that differs."""
     if isinstance(value, Mapping) and isinstance(other, Mapping):
-        for key, item in value.items():
+        both = [key for key in value if key in other]
+        for key in both or value:
+            item = value[key]
             if item != other.get(key):
                 return _leaf(f'{name}.{key}', item, other.get(key))
     return name, value

@@ -130,6 +130,7 @@ def _unlike(own: Mapping[str, nn.Module], given: Mapping[str, int],
             where: str = 'in the config') -> list[str]:
     """What to say of each quantizer that the two sides do not share."""
     lines = []
+    pair: tuple[str, str] | None
     for name in {**own, **given}:
         if name not in own:
             pair = f'{given[name]} bits', 'float'
