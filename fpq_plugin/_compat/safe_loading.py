@@ -9,9 +9,11 @@ of mmengine's loaders runs (:mod:`fpq_plugin._compat.patches`).
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import pickle
 import re
+import struct
 import tarfile
 import zipfile
 from collections import Counter, OrderedDict
@@ -151,7 +153,11 @@ def _read_data(file: Any, map_location: Any, name: str) -> Any:
             file, map_location, pickle_module=_restricted_pickle(),
             weights_only=False)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError,
-            KeyError, AttributeError, IndexError, TypeError) as error:
+            KeyError, AttributeError, IndexError, TypeError, OSError,
+            struct.error, zipfile.BadZipFile) as error:
+        # torch seeks to before the beginning of half a file.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise ValueError(
             f'{name!r} is not a checkpoint that can be read safely: '
             f'{_why(str(error))}{other_checkpoint(name)}') from error

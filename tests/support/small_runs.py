@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 
 import torch
 from mmengine import Config
+from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, MODELS
+from mmengine.registry import DATASETS, METRICS, MODELS
 from mmengine.runner import Runner
 from torch import nn
 from torch.nn import functional as F
@@ -30,7 +32,21 @@ class Three(BaseModel):
         out = self.head(self.mix(self.stem(inputs).relu()).relu())
         if mode == 'loss':
             return dict(loss=F.cross_entropy(out, labels))
+        if mode == 'predict':
+            return [dict(right=bool(right))
+                    for right in out.argmax(1) == labels]
         return out
+
+
+@METRICS.register_module(force=True)
+class Right(BaseMetric):
+    """The share of right answers."""
+
+    def process(self, data_batch, data_samples):
+        self.results += [sample['right'] for sample in data_samples]
+
+    def compute_metrics(self, results):
+        return dict(right=sum(results) / len(results))
 
 
 @DATASETS.register_module(force=True)
@@ -67,6 +83,12 @@ def config(folder: Path, fpq: dict | None = None, run: str = 'run',
             default_scope='mmengine',
             work_dir=str(folder / run),
             train_dataloader=loader,
+            test_dataloader=copy.deepcopy(loader),
+            test_cfg=dict(),
+            test_evaluator=dict(type='Right'),
+            val_dataloader=copy.deepcopy(loader),
+            val_cfg=dict(),
+            val_evaluator=dict(type='Right'),
             train_cfg=dict(by_epoch=True, max_epochs=1),
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
             randomness=dict(seed=0),
