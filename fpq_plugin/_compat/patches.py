@@ -8,22 +8,31 @@ from __future__ import annotations
 
 import atexit
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
+import mmengine.runner
 import torch
 from mmengine.device import get_device
 from mmengine.dist import utils as dist_utils
+from mmengine.fileio import LocalBackend
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import checkpoint as checkpoints
+from torch import Tensor, nn
 
 from .safe_loading import reading_data_only, types_of_mmengine
 from .versions import WEIGHTS_ONLY_TAKES_NAMES
+from .whole_files import write_whole
 
 
-def install(before_run: Callable[[Runner], None],
-            after_train: Callable[[Runner], None]) -> None:
+def install(
+    before_run: Callable[[Runner], None],
+    after_train: Callable[[Runner], None],
+    before_load: Callable[[nn.Module, Mapping[str, Tensor]], None],
+) -> None:
     """Put all patches in place.
 
     Args:
@@ -31,11 +40,15 @@ def install(before_run: Callable[[Runner], None],
             train, validate or test.
         after_train (Callable): Called with each Runner whose training has
             ended, in an error or an interrupt too.
+        before_load (Callable): Called with each model that one of mmengine's
+            loaders is about to fill, and the state.
     """
     _allow_mmengine_checkpoints()
     _read_checkpoints_as_data()
     _launch_without_accelerator()
     _watch_runners(before_run, after_train)
+    _watch_loading(before_load)
+    _write_whole_checkpoints()
 
 
 def _allow_mmengine_checkpoints() -> None:
@@ -128,6 +141,51 @@ def _watch_runners(before_run: Callable[[Runner], None],
 
     for name in ('train', 'val', 'test'):
         setattr(Runner, name, _replacing(getattr(Runner, name), watched))
+
+
+def _watch_loading(
+        before_load: Callable[[nn.Module, Mapping[str, Tensor]], None]
+) -> None:
+    """All versions: mmengine's loaders only warn of keys that fit nowhere.
+
+    ``load_checkpoint``, ``init_cfg`` and the inferencers of all packages end
+    in this function.
+    """
+
+    def watched(load: Callable) -> Callable:
+
+        @wraps(load)
+        def look_and_load(module: nn.Module, state_dict: Mapping[str, Tensor],
+                          *args: Any, **kwargs: Any) -> Any:
+            before_load(module, state_dict)
+            return load(module, state_dict, *args, **kwargs)
+
+        return look_and_load
+
+    new = _replacing(checkpoints.load_state_dict, watched)
+    checkpoints.load_state_dict = new
+    mmengine.runner.load_state_dict = new
+
+
+def _write_whole_checkpoints() -> None:
+    """All versions: a killed process leaves no half of a file.
+
+    mmengine writes checkpoints into the file that is to be.
+    """
+
+    def whole(put: Callable) -> Callable:
+
+        @wraps(put)
+        def put_whole(self: LocalBackend, obj: bytes,
+                      filepath: str | Path) -> None:
+            if Path(filepath).suffix == '.pth':
+                write_whole(filepath, lambda file: file.write(obj))
+            else:
+                put(self, obj, filepath)
+
+        return put_whole
+
+    LocalBackend.put = _replacing(LocalBackend.put, whole)
 
 
 def _replacing(function: Callable,

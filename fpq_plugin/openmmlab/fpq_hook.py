@@ -18,7 +18,7 @@ from ..layer_table import LayerTable
 from ..layers import quantized_layers
 from ..options import FLOAT_BITS, refuse_unmatched
 from ..param_groups import separate_scales
-from ..quantizers import named_quantizers
+from ..quantizers import describe, named_quantizers
 from ..recipe import Recipe
 from ..state import (
     bare_state,
@@ -30,11 +30,11 @@ from ..state import (
 )
 from ..version import __version__
 from .calibration import calibrate_run
-from .config_checks import warn_of_unread_options
 from .export_run import ExportAtEnd
 from .guards import refuse_non_finite
 from .model_families import behind_proposals, convert_mm_model, unwrap
-from .teacher import TeacherOfRun
+from .stored import complete, quantizers_of, refuse_averaged_part
+from .teacher import TeacherOfRun, full_precision_of
 from .training_session import TrainingSession
 
 
@@ -92,10 +92,10 @@ class FPQHook(Hook):
         model = unwrap(runner.model)
         training = _is_training(runner)
         if training:
+            refuse_averaged_part(runner, model)
             self._teacher.require_start(runner, model)
             if self.recipe.distillation and self._teacher.model is None:
                 self._teacher.copy(model)
-            warn_of_unread_options(runner)
         if not quantized_layers(model):
             self._convert(runner, model)
         refuse_unmatched('fpq.distill_skip', self.recipe.distill_skip,
@@ -145,11 +145,14 @@ class FPQHook(Hook):
         what = f'the checkpoint {runner._load_from or "in the work directory"}'
         if training:
             what = f'{"resume" if runner._resume else "load_from"}: {what}'
+        meta = (checkpoint.get('meta') or {}).get('fpq') or {}
+        fresh = ('start anew, without --resume and in another work '
+                 f'directory, with load_from={full_precision_of(meta)}')
         way_out = {
-            (True, True): 'Resume with the config that made it, or start '
-            'anew from it with load_from and without --resume.',
-            (True, False): 'Use the bits it was trained with, or start from '
-            'the full-precision checkpoint.',
+            (True, True): 'Resume with the config that made it. For other '
+            f'quantizers {fresh}',
+            (True, False): 'Use the quantizers that it was trained with. For '
+            f'others {fresh}',
             (False, False): 'Test a checkpoint with the config that it was '
             'trained with; a full-precision one with a config without FPQ.',
         }[training, training and runner._resume]
@@ -159,14 +162,14 @@ class FPQHook(Hook):
             checkpoint.get('state_dict', checkpoint).update(
                 quantizer_state(model))
             return
-        refuse_other_quantization(model, state, what, way_out)
+        refuse_other_quantization(model, state, what, way_out,
+                                  quantizers_of(checkpoint, model))
         if training and not runner._resume:
             runner.logger.warning(
                 f'FPQ: {what} is a quantized model: training goes on from its '
                 'weights and scales and, unless fpq.teacher names another, '
                 'with its teacher. To start anew, set load_from to the '
                 'full-precision checkpoint')
-        meta = checkpoint.get('meta', {}).get('fpq', {})
         self._teacher.student_loaded(meta.get('teacher'))
 
     # -- before_train -----------------------------------------------------
@@ -272,10 +275,18 @@ class FPQHook(Hook):
         Raises:
             FloatingPointError: If a parameter is not finite.
         """
-        if not self.recipe.is_float():
-            refuse_non_finite(unwrap(runner.model))
-            checkpoint['meta']['fpq'] = dict(
-                version=__version__, teacher=self._teacher.record)
+        if self.recipe.is_float():
+            return
+        model = unwrap(runner.model)
+        refuse_non_finite(model)
+        complete(checkpoint['state_dict'], model)
+        checkpoint['meta']['fpq'] = dict(
+            version=__version__,
+            teacher=self._teacher.record,
+            quantizers={
+                name: describe(quantizer) for name, quantizer in
+                named_quantizers(model, False).items()
+            })
 
     # -- after_train ------------------------------------------------------
 

@@ -12,6 +12,7 @@ import torch
 from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
+from .description import KEY, describe, differences
 from .grid import Grid, Stage, along_channels, check_bits
 from .ranges import weight_to_come
 
@@ -289,7 +290,19 @@ class Quantizer(ABC, nn.Module, metaclass=_Trainable):
             error_msgs.append(f'{prefix[:-1]}: the state has {int(bits)} bits '
                               f'and this quantizer {self.num_bits}')
             return
+        other = differences(local_metadata.get(KEY, {}), describe(self))
+        if other is not None:
+            error_msgs.append(f'{prefix[:-1]}: {other[0]} in the state, '
+                              f'{other[1]} in the model')
+            return
         super()._load_from_state_dict(state_dict, prefix, local_metadata,
                                       strict, missing_keys, unexpected_keys,
                                       error_msgs)
         self.read_stage()
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Keys cannot tell LSQ's numbers from DoReFa's.
+        if hasattr(destination, '_metadata'):
+            destination._metadata.setdefault(
+                prefix[:-1], {})[KEY] = describe(self)

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.utils import (
     fuse_conv_bn_eval,
     fuse_linear_bn_eval,
-    parametrizations,
     parameters_to_vector,
+    parametrizations,
     prune,
     vector_to_parameters,
 )

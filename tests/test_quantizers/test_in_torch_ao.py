@@ -45,7 +45,8 @@ def test_convert_at_8_bits_answers_the_same(activation):
     answers = model.eval()(images())
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
-        warnings.filterwarnings('ignore', message='.*(deprecated|reduce_range)')
+        warnings.filterwarnings(
+            'ignore', message='.*(deprecated|reduce_range)')
         converted = ao.convert(copy.deepcopy(model))
     assert distance(converted, answers) < 0.05
 
