@@ -20,6 +20,7 @@ from .quantizers import (
     named_quantizers,
     observing,
 )
+from .wrappers import refuse_wrapped
 
 
 def uninitialized(model: nn.Module) -> dict[str, Quantizer]:
@@ -57,8 +58,9 @@ def calibrate(model: nn.Module,
 
     Raises:
         ValueError: If a range is not finite, the message names the layer, or
-            if the model is not converted.
+            if the model is not converted, or wrapped (DDP, torch.compile).
     """
+    refuse_wrapped(model, 'calibrate')
     if not quantized_layers(model):
         raise ValueError('the model has no quantized layer: call '
                          'convert(model) first')

@@ -16,26 +16,26 @@ import torch
 from mmengine.device import get_device
 from mmengine.dist import utils as dist_utils
 from mmengine.model import MMDistributedDataParallel
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
 
 from .safe_loading import reading_data_only, types_of_mmengine
 from .versions import WEIGHTS_ONLY_TAKES_NAMES
 
 
-def install(before_run: Callable[[Runner], None],
-            after_train: Callable[[Runner], None]) -> None:
+def install(before_run: Callable[[Any, str], None],
+            after_run: Callable[[Any, str], None]) -> None:
     """Put all patches in place.
 
     Args:
-        before_run (Callable): Called with each Runner that is about to
-            train, validate or test.
-        after_train (Callable): Called with each Runner whose training has
-            ended, in an error or an interrupt too.
+        before_run (Callable): Called with each Runner, of any kind, and the
+            method that begins: 'train', 'val' or 'test'.
+        after_run (Callable): Called likewise when it has ended, in an error
+            or an interrupt too.
     """
     _allow_mmengine_checkpoints()
     _read_checkpoints_as_data()
     _launch_without_accelerator()
-    _watch_runners(before_run, after_train)
+    _watch_runners(before_run, after_run)
 
 
 def _allow_mmengine_checkpoints() -> None:
@@ -106,28 +106,35 @@ def _launch_without_accelerator() -> None:
         MMDistributedDataParallel.__init__, on_cpu)
 
 
-def _watch_runners(before_run: Callable[[Runner], None],
-                   after_train: Callable[[Runner], None]) -> None:
+def _watch_runners(before_run: Callable[[Any, str], None],
+                   after_run: Callable[[Any, str], None]) -> None:
     """All versions: no hook is called before a config is used, or at errors.
 
-    A config without our hook calls none of ours, and an error or an interrupt
-    leaves a training without a call.
+    A config without our hook calls none of ours, an error or an interrupt
+    leaves a training without a call, and what a hook is called for is not
+    said.
     """
 
-    def watched(run: Callable) -> Callable:
+    def watched(name: str) -> Callable:
 
-        @wraps(run)
-        def look_and_run(self: Runner, *args: Any, **kwargs: Any) -> Any:
-            before_run(self)
-            try:
-                return run(self, *args, **kwargs)
-            finally:
-                after_train(self)
+        def watch(run: Callable) -> Callable:
 
-        return look_and_run
+            @wraps(run)
+            def look_and_run(self: Any, *args: Any, **kwargs: Any) -> Any:
+                before_run(self, name)
+                try:
+                    return run(self, *args, **kwargs)
+                finally:
+                    after_run(self, name)
 
-    for name in ('train', 'val', 'test'):
-        setattr(Runner, name, _replacing(getattr(Runner, name), watched))
+            return look_and_run
+
+        return watch
+
+    for kind in (Runner, FlexibleRunner):
+        for name in ('train', 'val', 'test'):
+            setattr(kind, name, _replacing(getattr(kind, name),
+                                           watched(name)))
 
 
 def _replacing(function: Callable,
