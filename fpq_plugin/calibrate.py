@@ -22,6 +22,7 @@ from .quantizers import (
     named_quantizers,
     observing,
 )
+from .wrappers import refuse_wrapped
 
 
 def uninitialized(model: nn.Module) -> dict[str, Quantizer]:
@@ -67,8 +68,10 @@ def calibrate(model: nn.Module,
         TypeError: If ``batches`` is one batch, or the model cannot take what
             is in it; the message names ``forward``.
         ValueError: If a range is not finite, the message names the layer, if
-            there is no batch, or if the model is not converted.
+            there is no batch, or if the model is not converted, or wrapped
+            (DDP, torch.compile).
     """
+    refuse_wrapped(model, 'calibrate')
     if not quantized_layers(model):
         raise ValueError('the model has no quantized layer: call '
                          'convert(model) first')

@@ -19,7 +19,7 @@ from mmengine.device import get_device
 from mmengine.dist import utils as dist_utils
 from mmengine.fileio import LocalBackend
 from mmengine.model import MMDistributedDataParallel
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
 from mmengine.runner import checkpoint as checkpoints
 from torch import Tensor, nn
 
@@ -29,24 +29,24 @@ from .whole_files import write_whole
 
 
 def install(
-    before_run: Callable[[Runner], None],
-    after_train: Callable[[Runner], None],
+    before_run: Callable[[Any, str], None],
+    after_run: Callable[[Any, str], None],
     before_load: Callable[[nn.Module, Mapping[str, Tensor]], None],
 ) -> None:
     """Put all patches in place.
 
     Args:
-        before_run (Callable): Called with each Runner that is about to
-            train, validate or test.
-        after_train (Callable): Called with each Runner whose training has
-            ended, in an error or an interrupt too.
+        before_run (Callable): Called with each Runner, of any kind, and the
+            method that begins: 'train', 'val' or 'test'.
+        after_run (Callable): Called likewise when it has ended, in an error
+            or an interrupt too.
         before_load (Callable): Called with each model that one of mmengine's
             loaders is about to fill, and the state.
     """
     _allow_mmengine_checkpoints()
     _read_checkpoints_as_data()
     _launch_without_accelerator()
-    _watch_runners(before_run, after_train)
+    _watch_runners(before_run, after_run)
     _watch_loading(before_load)
     _write_whole_checkpoints()
 
@@ -119,28 +119,35 @@ def _launch_without_accelerator() -> None:
         MMDistributedDataParallel.__init__, on_cpu)
 
 
-def _watch_runners(before_run: Callable[[Runner], None],
-                   after_train: Callable[[Runner], None]) -> None:
+def _watch_runners(before_run: Callable[[Any, str], None],
+                   after_run: Callable[[Any, str], None]) -> None:
     """All versions: no hook is called before a config is used, or at errors.
 
-    A config without our hook calls none of ours, and an error or an interrupt
-    leaves a training without a call.
+    A config without our hook calls none of ours, an error or an interrupt
+    leaves a training without a call, and what a hook is called for is not
+    said.
     """
 
-    def watched(run: Callable) -> Callable:
+    def watched(name: str) -> Callable:
 
-        @wraps(run)
-        def look_and_run(self: Runner, *args: Any, **kwargs: Any) -> Any:
-            before_run(self)
-            try:
-                return run(self, *args, **kwargs)
-            finally:
-                after_train(self)
+        def watch(run: Callable) -> Callable:
 
-        return look_and_run
+            @wraps(run)
+            def look_and_run(self: Any, *args: Any, **kwargs: Any) -> Any:
+                before_run(self, name)
+                try:
+                    return run(self, *args, **kwargs)
+                finally:
+                    after_run(self, name)
 
-    for name in ('train', 'val', 'test'):
-        setattr(Runner, name, _replacing(getattr(Runner, name), watched))
+            return look_and_run
+
+        return watch
+
+    for kind in (Runner, FlexibleRunner):
+        for name in ('train', 'val', 'test'):
+            setattr(kind, name, _replacing(getattr(kind, name),
+                                           watched(name)))
 
 
 def _watch_loading(
