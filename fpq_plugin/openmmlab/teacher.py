@@ -189,7 +189,12 @@ class TeacherOfRun:
 
     def _settle_recorded(self, runner: Runner) -> None:
         path = self._find(runner)
-        fill_from_file(self.model, path, 'fpq.teacher (of the checkpoint)')
+        try:
+            fill_from_file(self.model, path,
+                           'fpq.teacher (of the checkpoint)')
+        except ValueError as error:
+            raise ValueError(f'{error}. Set fpq.teacher to the full-precision '
+                             'checkpoint') from error
         if fingerprint(complete_state(self.model)) != self._loaded['mark']:
             raise ValueError(
                 f'fpq.teacher: {path!r} is not the teacher that the '
