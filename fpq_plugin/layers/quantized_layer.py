@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from .._compat.tracing import whole_call
 from .backends import Backend, get_backend
 
 
@@ -71,7 +72,10 @@ class QuantizedLayer(nn.Module):
         """The layer's linear operation on input ``x`` with ``weight``."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        whole = whole_call(self, (x, *args), kwargs)
+        if whole is not None:
+            return whole
         return self.op(self.quantized_input(x),
                        self.quantized_weight(self.weight), *args, **kwargs)
 
@@ -158,10 +162,13 @@ class OwnForward:
     float_type: type[nn.Module]
     _runs = False
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._runs:  # from ``super(type(self), self).forward`` (SparK)
             above: Any = super(self.float_type, self)
             return above.forward(*args, **kwargs)
+        whole = whole_call(self, args, kwargs)
+        if whole is not None:
+            return whole
         self._runs = True
         try:
             with _QuantizedOperands(self):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from .._compat.tracing import whole_call
 from .attention_products import AttentionProducts, ProductCalls
 
 # By dotted name: no package need be imported to be known.
@@ -106,6 +107,9 @@ class RoutedModule(nn.Module):
         self.__class__ = self.unrouted_type
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        whole = whole_call(self, args, kwargs)
+        if whole is not None:
+            return whole
         with _CallLayers(self):
             return self.unrouted_type.forward(self, *args, **kwargs)
 

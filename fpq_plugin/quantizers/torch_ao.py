@@ -11,6 +11,7 @@ from torch.ao.quantization import (
     MovingAveragePerChannelMinMaxObserver,
 )
 
+from .._compat.tracing import is_exporting
 from .quantizer import Grid, Quantizer, Stage
 
 
@@ -135,7 +136,17 @@ class TorchAOFakeQuantize(Quantizer):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if is_exporting():
+            return self._for_graph(wide).to(x.dtype)
         return self.fake(wide).to(x.dtype)
+
+    def _for_graph(self, x: Tensor) -> Tensor:
+        """torch's arithmetic without its switches, which no graph holds."""
+        step, zero_point = (self.along_channels(each, x)
+                            for each in (self.scale, self.zero_point))
+        integers = torch.round(x * (1 / step))
+        return integers.clamp(self.quant_min - zero_point,
+                              self.quant_max - zero_point) * step
 
     def grid(self) -> Grid:
         return Grid(self.step(), self.zero_point, self.quant_min,
