@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import atexit
 import time
-from collections.abc import Callable
-from functools import wraps
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, wraps
+from typing import IO, Any
 
+import mmengine.runner
 import torch
 from mmengine.device import get_device
 from mmengine.dist import utils as dist_utils
+from mmengine.hooks import CheckpointHook, checkpoint_hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import checkpoint as checkpoint_module
+from mmengine.runner import runner as runner_module
 
 from .safe_loading import reading_data_only, types_of_mmengine
 from .versions import WEIGHTS_ONLY_TAKES_NAMES
+from .whole_files import whole_file
 
 
 def install(before_run: Callable[[Runner], None],
@@ -34,6 +40,8 @@ def install(before_run: Callable[[Runner], None],
     """
     _allow_mmengine_checkpoints()
     _read_checkpoints_as_data()
+    _write_checkpoints_whole()
+    _remove_after_saving()
     _launch_without_accelerator()
     _watch_runners(before_run, after_train)
 
@@ -70,6 +78,89 @@ def _as_data(loader: Callable) -> Callable:
             return loader(filename, *args, **kwargs)
 
     return load
+
+
+def _write_checkpoints_whole() -> None:
+    """mmengine 0.10.7: no half-written checkpoint under its final name.
+
+    It writes checkpoints and ``last_checkpoint`` straight under their names,
+    some of them over a good one, so that a kill or a full disk leaves a
+    damaged file there. Other file backends write as they do.
+    """
+    for module in (mmengine.runner, checkpoint_module, runner_module):
+        module.save_checkpoint = _replacing(module.save_checkpoint, _whole)
+    # The one file that this module opens is last_checkpoint.
+    checkpoint_hook.open = _open_whole
+
+
+_WAY_OUT = ('What was saved before is whole: mend that, and go on with '
+            '--resume.')
+
+
+def _whole(save: Callable) -> Callable:
+
+    @wraps(save)
+    def save_whole(checkpoint: dict, filename: str,
+                   file_client_args: dict | None = None,
+                   backend_args: dict | None = None) -> None:
+        if file_client_args or backend_args or '://' in filename:
+            save(checkpoint, filename, file_client_args, backend_args)
+            return
+        with whole_file(filename, _WAY_OUT) as part:
+            save(checkpoint, part)
+
+    return save_whole
+
+
+@contextmanager
+def _open_whole(path: str, mode: str) -> Iterator[IO]:
+    with whole_file(path, _WAY_OUT) as part, open(part, mode) as file:
+        yield file
+
+
+def _remove_after_saving() -> None:
+    """mmengine 0.10.7: CheckpointHook removes the old before it saves the new.
+
+    With ``max_keep_ckpts=1``, and with ``save_best``, a kill or a full disk
+    in between leaves none.
+    """
+    for name in ('_save_checkpoint_with_step', '_save_best_checkpoint'):
+        setattr(CheckpointHook, name, _replacing(
+            getattr(CheckpointHook, name), _removing_last))
+
+
+def _removing_last(save: Callable) -> Callable:
+
+    @wraps(save)
+    def save_and_remove(self: CheckpointHook, *args: Any,
+                        **kwargs: Any) -> None:
+        before = self.file_backend
+        self.file_backend = later = _RemovesLater(before)
+        try:
+            save(self, *args, **kwargs)
+        finally:
+            self.file_backend = before
+        later.remove_all()
+
+    return save_and_remove
+
+
+class _RemovesLater:
+    """A file backend that removes nothing until it is told."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._removals: list[Callable[[], None]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._backend, name)
+        if name not in ('remove', 'rmtree'):
+            return found
+        return lambda path: self._removals.append(partial(found, path))
+
+    def remove_all(self) -> None:
+        for remove in self._removals:
+            remove()
 
 
 def _launch_without_accelerator() -> None:

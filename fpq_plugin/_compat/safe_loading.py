@@ -9,6 +9,7 @@ of mmengine's loaders runs (:mod:`fpq_plugin._compat.patches`).
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import pickle
 import re
@@ -150,7 +151,11 @@ def _read_data(file: Any, map_location: Any, name: str) -> Any:
             file, map_location, pickle_module=_restricted_pickle(),
             weights_only=False)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError,
-            KeyError, AttributeError, IndexError, TypeError) as error:
+            KeyError, AttributeError, IndexError, TypeError,
+            OSError) as error:
+        # torch seeks to before the start of some truncated files.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise ValueError(f'{name!r} is not a checkpoint that can be read '
                          f'safely: {_why(str(error))}') from error
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .._compat.restoring import kept_modes
+from .._compat.whole_files import whole_file
 from ..layers import quantized_layers
 from ..options import FLOAT_BITS
 from ..version import __version__
@@ -182,13 +183,13 @@ def content_of(model: ir.Model) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write all of ``content``, or leave ``path`` as it is."""
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    """Write all of ``content``, or leave ``path`` as it is.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with whole_file(path, 'Export again once that is mended.') as part:
+        Path(part).write_bytes(content)
 
 
 def check_onnx(model: nn.Module, example: Tensor) -> None:

@@ -34,6 +34,7 @@ from .config_checks import warn_of_unread_options
 from .export_run import ExportAtEnd
 from .guards import refuse_non_finite
 from .model_families import behind_proposals, convert_mm_model, unwrap
+from .resuming import remove_parts, settle_resume
 from .teacher import TeacherOfRun
 from .training_session import TrainingSession
 
@@ -92,6 +93,8 @@ class FPQHook(Hook):
         model = unwrap(runner.model)
         training = _is_training(runner)
         if training:
+            remove_parts(runner)
+            settle_resume(runner)
             self._teacher.require_start(runner, model)
             if self.recipe.distillation and self._teacher.model is None:
                 self._teacher.copy(model)

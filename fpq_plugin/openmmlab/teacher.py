@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
+import io
 import os.path as osp
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from mmengine.dist import is_main_process
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from .._compat.safe_loading import load_file
+from .._compat.whole_files import whole_file
 from ..convert import to_float
 from ..state import (
     bare_state,
@@ -43,10 +44,6 @@ def starts_from_teacher(runner: Runner, model: nn.Module,
     """
     source = runner._load_from
     if runner._resume:
-        if source is None and find_latest_checkpoint(runner.work_dir) is None:
-            raise ValueError('resume: there is no checkpoint in '
-                             f'{runner.work_dir!r}. Start the run without '
-                             '--resume, with load_from.')
         return False
     if source is not None:
         if '://' not in source:
@@ -134,11 +131,17 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def save_teacher(teacher: nn.Module, path: str) -> None:
-    """Write the teacher's weights, whole or not at all."""
-    if not osp.exists(path):
-        part = f'{path}.part'
-        torch.save(dict(state_dict=teacher.state_dict()), part)
-        os.replace(part, path)
+    """Write the teacher's weights, whole or not at all.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    with io.BytesIO() as content:
+        # Straight into a file torch hides why it cannot be written.
+        torch.save(dict(state_dict=teacher.state_dict()), content)
+        with whole_file(path, 'Mend that, or set work_dir, and start the run '
+                        'again.') as part, open(part, 'wb') as file:
+            file.write(content.getbuffer())
 
 
 class TeacherOfRun:
@@ -239,7 +242,11 @@ class TeacherOfRun:
 
     def _settle_recorded(self, runner: Runner) -> None:
         path = self._find(runner)
-        fill_from_file(self.model, path, 'fpq.teacher (of the checkpoint)')
+        try:
+            fill_from_file(self.model, path, 'fpq.teacher (of the checkpoint)')
+        except ValueError as error:
+            raise ValueError(f'{error}. Set fpq.teacher to the full-precision '
+                             'checkpoint.') from error
         if fingerprint(self.model.state_dict()) != self._loaded['mark']:
             raise ValueError(
                 f'fpq.teacher: {path!r} is not the teacher that the '
