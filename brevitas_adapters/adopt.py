@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from typing import Any
 
@@ -11,7 +10,7 @@ from brevitas.proxy import ActQuantProxyFromInjector
 from brevitas.proxy.quant_proxy import QuantProxyFromInjector
 from torch import nn
 
-from fpq_plugin.layers import refuse_reparameterizing
+from fpq_plugin.layers import copy_module, refuse_reparameterizing
 from fpq_plugin.options import build, resolve
 from fpq_plugin.perturbation import NoiseClock, StochasticFeaturePerturbation
 from fpq_plugin.quantizers import Quantizer
@@ -107,7 +106,7 @@ def float_twin(model: nn.Module) -> nn.Module:
     Returns:
         nn.Module: The copy; the names of its layers are the same.
     """
-    twin = copy.deepcopy(model)
+    twin = copy_module(model)
     for module in twin.modules():
         if isinstance(module, QuantProxyFromInjector):
             module.disable_quant = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from brevitas.inject import ExtendedInjector
 from brevitas.nn import QuantLinear
@@ -11,6 +13,11 @@ from torch import Tensor, nn
 
 from fpq_plugin.layers import InProjection, QuantizedLayer, register_layer
 from fpq_plugin.layers.attention_projections import linear_rows
+from fpq_plugin.layers.computed_weights import (
+    at_rest,
+    read_weight,
+    without_graph,
+)
 from fpq_plugin.quantizers import Quantizer
 
 from .backend import BREVITAS
@@ -45,13 +52,8 @@ class BrevitasLayer(QuantizedLayer):
                              "backend='torch_ao'")
         known = frozenset(vars(layer))
         layer.__class__ = cls
-        QuantWeightBiasInputOutputLayer.__init__(
-            layer,
-            weight_quant=_injector(weight_quantizer, LSQWeightPerChannel),
-            bias_quant=None,
-            input_quant=_injector(input_quantizer, LSQActPerTensor),
-            output_quant=None,
-            return_quant_tensor=False)
+        with at_rest(layer):
+            _give_proxies(layer, weight_quantizer, input_quantizer)
         layer.float_attributes = known
         for quantizer, of_weight in ((weight_quantizer, True),
                                      (input_quantizer, False)):
@@ -67,23 +69,66 @@ class BrevitasLayer(QuantizedLayer):
                input_quantizer: Quantizer | None,
                perturbation: nn.Module | None = None) -> None:
         """Let the proxies of a Brevitas layer use these quantizers."""
-        if weight_quantizer is not None:
-            layer.weight_quant.tensor_quant = LayerTensorQuant(layer, True)
-        if input_quantizer is not None:
-            fused = layer.input_quant.fused_activation_quant_proxy
-            fused.tensor_quant = LayerTensorQuant(layer, False)
-        for name in _PROXIES:
-            proxy = getattr(layer, name)
-            proxy.train(layer.training)
-            settle_proxy(proxy, layer.weight.device)
+        _settle_proxies(layer, weight_quantizer, input_quantizer,
+                        read_weight(layer).device)
         super().swap(layer, weight_quantizer, input_quantizer, perturbation)
 
     def unswap(self) -> None:
         for name in _PROXIES:
             delattr(self, name)
-        for name in set(vars(self)) - self.float_attributes:
+        # A norm of weights that came later keeps its weight.
+        for name in set(vars(self)) - self.float_attributes - {'weight'}:
             delattr(self, name)
         super().unswap()
+
+    def __deepcopy__(self, memo):
+        copy = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copy
+        copy.__dict__.update(deepcopy(without_graph(vars(self)), memo))
+        return copy
+
+    def __reduce_ex__(self, protocol):
+        quantizers = self.weight_quantizer, self.input_quantizer
+        if any(isinstance(q, StockQuantizer) for q in quantizers):
+            raise TypeError(
+                f"{type(self).__name__}: Brevitas's own quantizers cannot be "
+                'pickled: save state_dict() in place of the whole model')
+        make, args, state, *rest = super().__reduce_ex__(protocol)
+        # Proxies hold classes made at run time: complete() makes them anew.
+        keep = self.float_attributes | {'float_attributes', 'weight'}
+        state = {key: state[key] for key in keep if key in state}
+        state['_modules'] = {
+            name: module for name, module in state['_modules'].items()
+            if name not in _PROXIES
+        }
+        return make, args, state, *rest
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.complete()
+
+    def complete(self) -> None:
+        children = vars(self).get('_modules', {})
+        if 'weight_quantizer' not in children or 'weight_quant' in children:
+            return
+        if '_parameters' not in vars(self.weight_source()[0]):
+            return
+        quantizers = self.weight_quantizer, self.input_quantizer
+        _give_proxies(self, *quantizers)
+        _settle_proxies(self, *quantizers, read_weight(self).device)
+        for name in ('weight_quantizer', 'input_quantizer', 'perturbation'):
+            children[name] = children.pop(name)  # in the order of swap
+
+    def merge_bn_in(self, bn: nn.Module) -> None:
+        """Refused, as fusing: it would scale the weight under its steps."""
+        self.refuse_if_calibrated()
+        super().merge_bn_in(bn)
+
+    def quant_weight(self, *args, **kwargs):
+        if self.weight_quantizer is None:
+            # Brevitas takes 'weight_orig' then, which norms compute with.
+            return self.weight
+        return super().quant_weight(*args, **kwargs)
 
     def forward(self, x: Tensor | QuantTensor) -> Tensor:
         return self.forward_impl(x)
@@ -118,6 +163,9 @@ class BrevitasInProjection(BrevitasLayer, QuantWeightBiasInputOutputLayer,
 
     channel_axis = -1
     output_channel_dim = 0
+
+    def weight_source(self) -> tuple[nn.Module, str]:
+        return self._attention[0], self._weight_name
 
     def forward(self,
                 x: Tensor | QuantTensor,
@@ -155,6 +203,33 @@ def _injector(quantizer: Quantizer | None,
         return quantizer.injector.let(
             bit_width=quantizer.num_bits, **quantizer.let)
     return lsq.let(bit_width=quantizer.num_bits, signed=quantizer.signed)
+
+
+def _give_proxies(layer: nn.Module, weight_quantizer: Quantizer | None,
+                  input_quantizer: Quantizer | None) -> None:
+    """Let Brevitas make the proxies of a layer."""
+    QuantWeightBiasInputOutputLayer.__init__(
+        layer,
+        weight_quant=_injector(weight_quantizer, LSQWeightPerChannel),
+        bias_quant=None,
+        input_quant=_injector(input_quantizer, LSQActPerTensor),
+        output_quant=None,
+        return_quant_tensor=False)
+
+
+def _settle_proxies(layer: nn.Module, weight_quantizer: Quantizer | None,
+                    input_quantizer: Quantizer | None,
+                    device: torch.device) -> None:
+    """Let the proxies of a layer use its own quantizers."""
+    if weight_quantizer is not None:
+        layer.weight_quant.tensor_quant = LayerTensorQuant(layer, True)
+    if input_quantizer is not None:
+        fused = layer.input_quant.fused_activation_quant_proxy
+        fused.tensor_quant = LayerTensorQuant(layer, False)
+    for name in _PROXIES:
+        proxy = getattr(layer, name)
+        proxy.train(layer.training)
+        settle_proxy(proxy, device)
 
 
 def _value(x: Tensor | QuantTensor | None) -> Tensor | None:

@@ -2,71 +2,45 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from brevitas.core.function_wrapper import RoundSte
 from brevitas.core.quant import RescalingIntQuant
-from brevitas.graph.calibrate import (
-    extend_collect_stats_steps,
-    finalize_collect_stats,
-    set_collect_stats_to_average,
-)
+from brevitas.graph.calibrate import finalize_collect_stats
 from brevitas.inject import ExtendedInjector
-from brevitas.nn import QuantLinear
-from brevitas.proxy import WeightQuantProxyFromInjector
+from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
-from fpq_plugin._compat.restoring import same_randomness
-from fpq_plugin.options import refuse_unknown
-from fpq_plugin.quantizers import Grid, Quantizer, Stage
+from fpq_plugin.quantizers import (
+    Grid,
+    Quantizer,
+    Stage,
+    lasting,
+    weight_to_come,
+)
 
-
-def refuse_let(injector: type[ExtendedInjector], let: dict[str, Any]) -> None:
-    """Refuse overrides that Brevitas would ignore or stumble over.
-
-    Args:
-        injector (type): The Brevitas quantizer.
-        let (dict): The overrides.
-
-    Raises:
-        ValueError: Naming the override.
-    """
-    if 'bit_width' in let:
-        raise ValueError("let: the bit width is the option 'bits'")
-    of_weight = injector.proxy_class is WeightQuantProxyFromInjector
-    part = 'weight_quant' if of_weight else 'input_quant'
-    try:
-        with same_randomness():
-            layer = QuantLinear(1, 1, **{
-                'weight_quant': None, part: injector.let(**let)})
-    except Exception as error:  # Brevitas has no error of its own for these
-        raise ValueError(f'let={let!r}: Brevitas refuses it: {error}'
-                         ) from error
-    proxy = getattr(layer, part)
-    built = (proxy.tensor_quant if of_weight else
-             proxy.fused_activation_quant_proxy.tensor_quant)
-    if not isinstance(built, RescalingIntQuant):
-        raise ValueError(f'let={let!r}: FPQ takes quantizers to integers, and '
-                         f'this makes {type(built).__name__}')
-    known = {
-        name
-        for module in built.modules()
-        for name in inspect.signature(type(module).__init__).parameters
-    }
-    known.update(name for name in let if name in injector)
-    refuse_unknown('let', let, sorted(known - {'self', 'args', 'kwargs'}))
+from .collecting import (
+    collected,
+    copies,
+    outlive_inference_mode,
+    restart,
+    running_stats,
+)
+from .let import refuse_let
 
 
 class StockQuantizer(Quantizer):
     """A tensor quantizer that Brevitas built from one of its injectors.
 
-    Its learned scales and zero points are this module's own parameters, so
-    that a state dict has all of them from construction on, whoever walks the
-    modules (mmengine does not call the ``state_dict`` of Brevitas's modules,
-    which drop statistics that were not collected yet). Collecting is
-    Brevitas's, as in ``brevitas.graph.calibrate.calibration_mode``.
+    Its learned scales and zero points are this module's own parameters, and
+    running statistics its own buffers, so that a state dict has all of them
+    from construction on, whoever walks the modules (mmengine does not call
+    the ``state_dict`` of Brevitas's modules, which drop statistics that were
+    not collected yet). Collecting is Brevitas's, as in
+    ``brevitas.graph.calibrate.calibration_mode``. In distributed training
+    running statistics are the mean of all processes'.
 
     A subclass per injector is made by :func:`register_injector`.
 
@@ -94,8 +68,10 @@ class StockQuantizer(Quantizer):
         self.let = let or {}
         if let:
             refuse_let(self.injector, let)
+        self._inner: list[RescalingIntQuant] = []
         self._observed = False
         self._finite = True
+        self._any = False
 
     @classmethod
     def around(cls, tensor_quant: nn.Module, owner: nn.Module,
@@ -123,21 +99,65 @@ class StockQuantizer(Quantizer):
         # Lists keep them from being submodules.
         self._inner = [tensor_quant]
         self._weight_of = [layer] if of_weight else []
-        self._fresh = {
-            name: value.detach().clone()
-            for name, value in self._collected().items()
-        }
+        self._searching = [
+            getattr(proxy, 'fused_activation_quant_proxy', proxy)
+            for proxy in {
+                module.proxy_forward.__self__
+                for module in tensor_quant.modules()
+                if hasattr(module, 'proxy_forward')
+            }
+        ]
+        outlive_inference_mode(tensor_quant)
+        self._fresh = copies(collected(tensor_quant))
         for name, parameter in tensor_quant.named_parameters():
             self.register_parameter(name.replace('.', '_'), parameter)
+        self._running = running_stats(tensor_quant)
+        for name, stats in self._running.items():
+            known = stats.running_stats
+            self.register_buffer(f'{name}_running_stats', known)
+            self.register_buffer(f'{name}_counter', torch.tensor(
+                stats.counter, device=known.device))
 
     @property
     def tensor_quant(self) -> RescalingIntQuant:
         """Brevitas's own module."""
         return self._inner[0]
 
+    @contextmanager
+    def _in_its_proxy(self) -> Iterator[None]:
+        """Inside, Brevitas's proxy has Brevitas's quantizer, not FPQ's.
+
+        A search for the least error runs the proxy, and switches it.
+        """
+        ours = [proxy.tensor_quant for proxy in self._searching]
+        for proxy in self._searching:
+            proxy.tensor_quant = self.tensor_quant
+        try:
+            yield
+        finally:
+            for proxy, quantizer in zip(self._searching, ours):
+                proxy.tensor_quant = quantizer
+
+    def _run(self, x: Tensor) -> tuple[Tensor, ...]:
+        with self._in_its_proxy():
+            return self.tensor_quant(x)
+
     def fake_quantize(self, x: Tensor) -> Tensor:
         self._set_mode(self.training)
-        return self.tensor_quant(x)[0].to(x.dtype)
+        out = (self._run(x)[0].to(x.dtype) if x.numel() else
+               self._passed_on(x))
+        if self.training and self._running:
+            self._keep_running(self.over_batch and get_world_size() > 1)
+        return out
+
+    @lasting
+    def _keep_running(self, share: bool = False) -> None:
+        """Count running statistics, and make them those of all processes."""
+        for name, stats in self._running.items():
+            if share:
+                all_reduce(stats.running_stats)
+                stats.running_stats.div_(get_world_size())
+            getattr(self, f'{name}_counter').fill_(stats.counter)
 
     def step(self) -> Tensor:
         return self.metadata()[0].flatten()
@@ -148,7 +168,7 @@ class StockQuantizer(Quantizer):
         x = (self._weight_of[0].weight if self._weight_of else
              self.initialized.new_zeros(1, dtype=torch.float32))
         self._set_mode(False)
-        return self.tensor_quant(x)[1:]
+        return self._run(x)[1:]
 
     def grid(self) -> Grid:
         rounding = self.tensor_quant.int_quant.float_to_int_impl
@@ -163,25 +183,32 @@ class StockQuantizer(Quantizer):
                     int(int_quant.min_int(bits)), int(int_quant.max_int(bits)),
                     axes[0] if axes else None)
 
-    @torch.no_grad()
+    @lasting
     def observe(self, x: Tensor) -> None:
         """Let Brevitas collect its statistics of ``x``."""
+        if x.numel() == 0:
+            return
         if not self._observed:
-            self._restart()
+            restart(self.tensor_quant, self._fresh)
         self._observed = True
         self._finite = self._finite and bool(torch.isfinite(x).all())
+        self._any = self._any or bool(x.any())
         self._set_mode(True)
         self.tensor_quant.observer_only = True
-        self.tensor_quant(x)
+        self._run(x)
         self.tensor_quant.observer_only = False
+
+    def observe_weight(self, weight: Tensor) -> None:
+        layer, = self._weight_of
+        self.observe(weight_to_come(weight, layer.output_channel_dim))
 
     def was_observed(self) -> bool:
         return self._observed
 
     def reset_observer(self) -> None:
-        self._observed, self._finite = False, True
+        self._observed, self._finite, self._any = False, True, False
 
-    @torch.no_grad()
+    @lasting
     def initialize(self) -> None:
         """Make the collected statistics the scale and the zero point.
 
@@ -192,9 +219,24 @@ class StockQuantizer(Quantizer):
             raise ValueError('nothing was observed')
         if not self._finite:
             raise ValueError('what was observed is not finite')
-        self.tensor_quant.apply(finalize_collect_stats)
-        self._become(Stage.READY)
+        if self._any:
+            self.tensor_quant.apply(finalize_collect_stats)
+            self._keep_running()
+        self._become(Stage.READY if self._any else Stage.WAITING)
         self.reset_observer()
+
+    @lasting
+    def share_observed(self) -> None:
+        """Make the statistics the mean of those processes' that have some."""
+        ranks = torch.tensor([self._observed, self._finite, self._any],
+                             device=self.initialized.device).float()
+        all_reduce(ranks)
+        for value in collected(self.tensor_quant).values():
+            value.mul_(self._any)
+            all_reduce(value)
+            value.div_(ranks[2].clamp_min(1))
+        self._observed, self._any = bool(ranks[0] > 0), bool(ranks[2] > 0)
+        self._finite = bool(ranks[1] == get_world_size())
 
     def read_stage(self) -> None:
         super().read_stage()
@@ -205,6 +247,8 @@ class StockQuantizer(Quantizer):
                     module.counter = module.collect_stats_steps + 1
                 if hasattr(module, 'init_done'):
                     module.init_done = True
+            for name, stats in self._running.items():
+                stats.counter = int(getattr(self, f'{name}_counter'))
 
     def extra_repr(self) -> str:
         return f'bits={self.num_bits}'
@@ -213,30 +257,10 @@ class StockQuantizer(Quantizer):
         if self.tensor_quant.training != training:
             self.tensor_quant.train(training)
 
-    def _collected(self) -> dict[str, Tensor]:
-        """Tensors that collecting changes."""
-        return {
-            f'{name}.{key}': getattr(module, key)
-            for name, module in self.tensor_quant.named_modules()
-            if hasattr(module, 'collect_stats_steps')
-            or hasattr(module, 'init_done') for key in ('value', 'buffer')
-            if hasattr(module, key)
-        }
-
-    def _restart(self) -> None:
-        """Statistics as Brevitas built them, a true average over all x."""
-        for name, value in self._collected().items():
-            value.copy_(self._fresh[name])
-        for module in self.tensor_quant.modules():
-            if hasattr(module, 'collect_stats_steps'):
-                module.counter = 0
-            if hasattr(module, 'init_done'):
-                module.init_done = False
-        self.tensor_quant.apply(extend_collect_stats_steps)
-        self.tensor_quant.apply(set_collect_stats_to_average)
-
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
-        if hasattr(self, '_inner'):
+        if self._inner:
             self.tensor_quant._apply(fn, recurse)
+            for name, stats in self._running.items():
+                self._buffers[f'{name}_running_stats'] = stats.running_stats
         return self

@@ -83,8 +83,8 @@ class TensorQuant(nn.Module):
             quantizer.observe(x)
             value = x
         elif self.of_weight:
-            if quantizer.lacks_step():
-                quantizer.observe(x)
+            if quantizer.lacks_step() and x.numel():
+                quantizer.observe_weight(x)
                 quantizer.initialize()
             value = quantizer(x)
         elif self.training and self.perturbation is not None:

@@ -24,9 +24,9 @@ from .layers import (
     register_layer,
     register_weight_reader,
 )
-from .openmmlab.config_checks import refuse_forgotten_hook
-from .openmmlab.fpq_hook import FPQHook, end_sessions
-from .openmmlab.inference import load_model
+from .openmmlab.fpq_hook import FPQHook
+from .openmmlab.inference import load_model, refuse_latent_weights
+from .openmmlab.runs import after_run, before_run
 from .param_groups import param_groups
 from .perturbation import (
     StochasticFeaturePerturbation,
@@ -44,7 +44,7 @@ from .quantizers import (
 from .recipe import Recipe
 from .version import __version__
 
-patches.install(before_run=refuse_forgotten_hook, after_train=end_sessions)
+patches.install(before_run, after_run, before_load=refuse_latent_weights)
 
 __all__ = [
     'BaseFakeQuantize', 'CSDLoss', 'DistillationLoss', 'Distiller',

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from mmengine.model import BaseModel, is_model_wrapper
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ._compat.restoring import kept_modes
@@ -20,6 +22,7 @@ from .quantizers import (
     named_quantizers,
     observing,
 )
+from .wrappers import refuse_wrapped
 
 
 def uninitialized(model: nn.Module) -> dict[str, Quantizer]:
@@ -39,32 +42,65 @@ def calibrate(model: nn.Module,
     """Set step and zero point of every fake quantizer that has none.
 
     The model runs in full precision and eval mode; ranges are minimum and
-    maximum over all batches, equations (4) and (5). Each module's training
-    mode, and all buffers, are as before when this returns.
+    maximum over all batches, equations (4) and (5). Tensors without elements
+    are no observation. Each module's training mode, and all buffers, are as
+    before when this returns; after an error the whole model is.
 
     Args:
         model (nn.Module): A converted model.
         batches (Iterable): The calibration data, what ``forward`` takes.
         forward (Callable, optional): Runs the model on one batch. Defaults
-            to None: ``model(batch)``, or ``model(*batch)`` for a tuple or
-            list.
-        warn (Callable): Told of layers that no batch reached; they take
-            their range from the first training batch that reaches them.
-            Defaults to ``warnings.warn``.
+            to None: ``model(batch)``, ``model(*batch)`` for a tuple or list,
+            and ``model(**batch)`` for a mapping whose keys are arguments of
+            the model. Of a pair of images and integer labels a model of one
+            argument gets the images; a model of MMEngine takes its
+            loader's dicts.
+        warn (Callable): Told of layers that no batch reached, which take
+            their range from the first training batch that reaches them, of
+            layers whose input was all zero, which stay float until a
+            training batch has other values, and that no quantizer needed a
+            step. Defaults to ``warnings.warn``.
         training (bool): Whether to run in training mode instead, batch norms
             aside, to reach layers that only training calls. Defaults to
             False.
 
     Raises:
-        ValueError: If a range is not finite, the message names the layer, or
-            if the model is not converted.
+        TypeError: If ``batches`` is one batch, or the model cannot take what
+            is in it; the message names ``forward``.
+        ValueError: If a range is not finite, the message names the layer, if
+            there is no batch, or if the model is not converted, or wrapped
+            (DDP, torch.compile).
     """
+    refuse_wrapped(model, 'calibrate')
     if not quantized_layers(model):
         raise ValueError('the model has no quantized layer: call '
                          'convert(model) first')
-    if forward is None:
-        forward = _call
-    pending = uninitialized(model)
+    if isinstance(batches, (Tensor, Mapping, str)):
+        raise TypeError(
+            f'batches is one {type(batches).__name__}, and must be an '
+            'iterable of batches: calibrate(model, [batch])')
+    pending = {
+        name: quantizer for name, quantizer in named_quantizers(model).items()
+        if not quantizer.is_initialized() or quantizer.is_waiting()
+    }
+    if not pending:
+        warn('calibration had nothing to do: every fake quantizer has a step; '
+             'to calibrate anew, convert anew')
+    with _all_or_nothing(pending.values()):
+        missed, zero = _calibrate(model, pending, batches, forward or _call,
+                                  training)
+    if missed:
+        warn('calibration reached no input of '
+             f'{", ".join(dict.fromkeys(missed))}')
+    if zero:
+        warn(f'calibration saw only zeros in the input of {", ".join(zero)}, '
+             'which stays float until a training batch has other values')
+
+
+def _calibrate(model: nn.Module, pending: dict[str, Quantizer],
+               batches: Iterable[Any], forward: Callable,
+               training: bool) -> tuple[list[str], list[str]]:
+    """Layers whose input no batch reached, and those where it was zero."""
     inputs = dict(pending)
     for name, layer in quantized_layers(model).items():
         if layer.own_forward:
@@ -72,15 +108,23 @@ def calibrate(model: nn.Module,
         quantizer = inputs.pop(_join(name, 'weight_quantizer'), None)
         if quantizer is not None:
             quantizer.reset_observer()
-            quantizer.observe(layer.weight)
+            quantizer.observe_weight(layer.weight)
     if inputs:
+        got_any = False
         with _in_full_precision(model, training), observing(inputs.values()):
             for batch in batches:
+                got_any = True
                 forward(model, batch)
-    missed = []
+        if not got_any:
+            raise ValueError(
+                'calibration got no batch: the loader is empty, or a '
+                'generator that was used up before')
+    missed, zero = [], []
     for name, quantizer in pending.items():
-        if not quantizer.was_observed() and name in inputs:
-            missed.append(name.rpartition('.')[0])
+        owner = name.rpartition('.')[0]
+        if not quantizer.was_observed():
+            if name in inputs:
+                missed.append(owner)
             continue
         try:
             quantizer.initialize()
@@ -88,9 +132,27 @@ def calibrate(model: nn.Module,
             raise ValueError(
                 f'calibration: {name}: {error}; look for NaN or inf in the '
                 'weights, the batch norm statistics or the data') from error
-    if missed:
-        warn('calibration reached no input of '
-             f'{", ".join(dict.fromkeys(missed))}')
+        if quantizer.is_waiting():
+            zero.append(owner)
+    return missed, zero
+
+
+@contextmanager
+def _all_or_nothing(quantizers: Iterable[Quantizer]) -> Iterator[None]:
+    """After an error inside, the quantizers' state is as it was."""
+    before = {
+        quantizer: {k: v.clone() for k, v in quantizer.state_dict().items()}
+        for quantizer in quantizers
+    }
+    try:
+        yield
+    except BaseException:
+        for quantizer, state in before.items():
+            quantizer.reset_observer()
+            for key, value in quantizer.state_dict().items():
+                value.copy_(state[key])
+            quantizer.read_stage()
+        raise
 
 
 def leave_uncalled(model: nn.Module) -> list[str]:
@@ -147,6 +209,69 @@ def _join(name: str, part: str) -> str:
 
 
 def _call(model: nn.Module, batch: Any) -> Any:
+    """Run the model on a batch that can be its arguments in one way."""
+    if (isinstance(model, BaseModel) and isinstance(batch, Mapping)
+            and 'inputs' in batch):
+        return model._run_forward(
+            model.data_preprocessor(dict(batch), False), mode='tensor')
+    args, kwargs = _arguments(model, batch)
+    try:
+        return model(*args, **kwargs)
+    except (AttributeError, KeyError, TypeError) as error:
+        if isinstance(batch, Tensor):
+            raise
+        raise TypeError(_misfit(model, batch)) from error
+
+
+def _arguments(model: nn.Module, batch: Any) -> tuple[tuple, dict]:
+    """What a model is to be called with for a batch.
+
+    Raises:
+        TypeError: If its forward does not take them.
+    """
+    while is_model_wrapper(model):
+        model = model.module
+    try:
+        signature = inspect.signature(model.forward)
+    except ValueError:  # a compiled one tells none
+        signature = None
+    ways: list[tuple[tuple, dict]] = [((batch, ), {})]
     if isinstance(batch, (tuple, list)):
-        return model(*batch)
-    return model(batch)
+        ways = [(tuple(batch), {})]
+        if _has_labels(batch):
+            ways.append(((batch[0], ), {}))
+    elif isinstance(batch, Mapping) and signature is not None and all(
+            key in signature.parameters for key in batch):
+        ways.insert(0, ((), dict(batch)))
+    for args, kwargs in ways:
+        try:
+            if signature is not None:
+                signature.bind(*args, **kwargs)
+        except TypeError:
+            continue
+        return args, kwargs
+    raise TypeError(_misfit(model, batch))
+
+
+def _has_labels(batch: tuple | list) -> bool:
+    """Whether it is a batch of inputs and an integer for each."""
+    if len(batch) != 2 or not all(isinstance(x, Tensor) for x in batch):
+        return False
+    x, labels = batch
+    return (x.is_floating_point() and x.dim() > 1 and labels.dim() == 1
+            and len(labels) == len(x) and labels.dtype in _INTEGERS)
+
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def _misfit(model: nn.Module, batch: Any) -> str:
+    kind = type(batch).__name__
+    if isinstance(batch, (tuple, list)):
+        kind = f'{kind} of {len(batch)}'
+    elif isinstance(batch, Mapping):
+        kind = f'{kind} with {", ".join(map(repr, batch))}'
+    return (f'calibration: the forward of {type(model).__name__} does not '
+            f'take a batch that is a {kind}; say how by forward=, as '
+            'calibrate(model, batches, forward=lambda model, batch: '
+            'model(batch[0]))')

@@ -8,8 +8,10 @@ from torch import nn
 
 from .layer_table import LayerTable
 from .layers import allow_reparameterizing, quantized_layers, unroute
+from .optimizer_watch import watch
 from .perturbation import NoiseClock, StochasticFeaturePerturbation
 from .recipe import LSQ, Recipe
+from .wrappers import refuse_wrapped
 
 
 def convert(model: nn.Module,
@@ -46,7 +48,8 @@ def convert(model: nn.Module,
     Raises:
         TypeError: If an option is of a wrong type.
         ValueError: If an option, a value or a pattern is wrong, if the model
-            is converted already, or if nothing is left to quantize.
+            is converted or wrapped already (DDP, FSDP, torch.compile), or if
+            nothing is left to quantize.
         ImportError: If what the backend needs is not installed.
 
     Examples:
@@ -69,7 +72,10 @@ def convert(model: nn.Module,
         backend=backend,
         attention=attention,
         key='')
-    return recipe.convert(model)
+    refuse_wrapped(model, 'convert')
+    table = recipe.convert(model)
+    watch(model)
+    return table
 
 
 def to_float(model: nn.Module) -> nn.Module:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from torch import Tensor, nn
+
+from .layers import Backend, QuantizedLayer, find_weight, sources, why_float
 from .options import FLOAT_BITS
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer of the model.
+    """One layer of the model, or one parameter that is of no such layer.
 
     Attributes:
-        name (str): The layer's name in the model.
-        type (str): Its class before the swap.
+        name (str): The layer's, or the parameter's, name in the model.
+        type (str): The layer's class before the swap.
         weight_bits (int): Bits of the weight, 32 for float.
         activation_bits (int): Bits of the input, 32 for float.
         shape (tuple): Shape of the weight.
@@ -80,3 +84,59 @@ class LayerTable(list):
         Console(file=out, width=400).print(table)
         return '\n'.join(line.rstrip()
                          for line in out.getvalue().splitlines())
+
+
+def rows(model: nn.Module, reasons: Mapping[str, str],
+         backend: Backend) -> list[LayerRow]:
+    """What has weights: layers, and parameters under other names.
+
+    Args:
+        model (nn.Module): A converted model.
+        reasons (Mapping[str, str]): From the names of the layers that could
+            be quantized to the reasons for their bits.
+        backend (Backend): The backend with the registered types.
+
+    Returns:
+        list[LayerRow]: A row for each layer with a weight of two or more
+        axes, and for each other parameter of two or more axes, in the order
+        of their modules.
+    """
+    modules = dict(model.named_modules())
+    layers = {}
+    taken: set[int] = set()
+    for name, module in modules.items():
+        weight = find_weight(module)
+        if weight is not None and weight.dim() > 1:
+            why = reasons.get(name) or why_float(module, backend)
+            layers[name] = _layer_row(name, module, weight, why)
+            taken.update(map(id, [weight, *sources(module)]))
+    found = []
+    for name, module in modules.items():
+        if name in layers:
+            found.append(layers[name])
+        for key, parameter in module.named_parameters(name, recurse=False):
+            if parameter.dim() > 1 and id(parameter) not in taken:
+                taken.add(id(parameter))
+                found.append(_parameter_row(key, module, parameter))
+    return found
+
+
+def _layer_row(name: str, layer: nn.Module, weight: Tensor,
+               why: str | None) -> LayerRow:
+    kind = (layer.float_type
+            if isinstance(layer, QuantizedLayer) else type(layer))
+
+    def bits(part: str) -> int:
+        return getattr(getattr(layer, part, None), 'num_bits', FLOAT_BITS)
+
+    return LayerRow(name, kind.__name__, bits('weight_quantizer'),
+                    bits('input_quantizer'), tuple(weight.shape),
+                    why or 'default')
+
+
+def _parameter_row(name: str, owner: nn.Module, value: Tensor) -> LayerRow:
+    kind = type(owner)
+    return LayerRow(
+        name, kind.__name__, FLOAT_BITS, FLOAT_BITS, tuple(value.shape),
+        f'a parameter; type {kind.__module__}.{kind.__qualname__} not '
+        'registered')

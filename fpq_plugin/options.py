@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -106,8 +107,8 @@ def resolve(key: str,
     if cls is None:
         raise ValueError(
             f'{key}.type: {cfg["type"]!r} is not registered in '
-            f'{_names(registry)}; check its spelling, and that '
-            'custom_imports imports its module')
+            f'{_names(registry)}{_nearest(cfg["type"], registry, kind)}; '
+            'check its spelling, and that custom_imports imports its module')
     if not isinstance(cls, type) or not issubclass(cls, kind):
         raise ValueError(
             f'{key}.type: {cfg["type"]!r} is no class of kind '
@@ -152,6 +153,15 @@ def build(key: str,
 
 def _find(kind: str | type, registry: Registry) -> Any:
     return registry.get(kind) if isinstance(kind, str) else kind
+
+
+def _nearest(name: Any, registry: Registry, kind: type) -> str:
+    """A hint at the registered type of the right kind, nearest by name."""
+    known = [each for tried in (registry, MODELS)
+             for each, cls in tried.module_dict.items()
+             if isinstance(cls, type) and issubclass(cls, kind)]
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f' (did you mean {near[0]!r}?)' if near else ''
 
 
 def _names(registry: Registry) -> str:
@@ -209,4 +219,16 @@ def refuse_unmatched(key: str, patterns: Iterable[str],
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
             raise ValueError(
                 f'{key}: the pattern {pattern!r} matches no layer that can be '
-                f'quantized. Nearest names: {", ".join(near or names[:3])}.')
+                f'quantized.{_hint(pattern, names)} Nearest names: '
+                f'{", ".join(near or names[:3])}.')
+
+
+def _hint(pattern: str, names: list[str]) -> str:
+    """What the pattern was probably meant to be."""
+    inside = f'*{pattern}*'
+    if any(fnmatchcase(name, inside) for name in names):
+        return f' Did you mean {inside!r}?'
+    if re.search(r'\.[*+]|[\^$\\|()]', pattern):
+        return (" Patterns are names with '*' for any characters, not "
+                'regular expressions.')
+    return ''

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from .layer_table import LayerRow, LayerTable
+from .layer_table import LayerRow, LayerTable, rows
 from .layers import (
     AttentionProducts,
     Backend,
     QuantizedLayer,
+    branches,
     get_backend,
     quantizable_types,
     quantized_layers,
     quantized_type,
+    read_weight,
+    refuse_bypassing,
+    refuse_lazy,
     refuse_reparameterizing,
     route,
     route_attention,
@@ -50,14 +55,22 @@ def quantize(model: nn.Module, recipe: Recipe,
         skip (Sequence[str]): Patterns of further layers to leave out.
 
     Returns:
-        LayerTable: One row for each layer with a weight of two or more axes.
+        LayerTable: One row for each layer with a weight of two or more axes,
+        and for each other parameter of two or more axes.
 
     Raises:
         ValueError: If a pattern matches no layer, the model is quantized
-            already, or nothing is left to quantize.
+            already, has lazy layers or ``efficient_conv_bn_eval`` on, or
+            nothing is left to quantize.
     """
-    if quantized_layers(model):
-        raise ValueError('the model is quantized already')
+    found = quantized_layers(model)
+    if found:
+        raise ValueError(
+            f'the model is quantized already: its layer {next(iter(found))!r} '
+            f'is a {type(next(iter(found.values()))).__name__}. Take the '
+            'quantizers off by fpq_plugin.to_float first')
+    refuse_lazy(model)
+    refuse_bypassing(model)
     route(model)
     try:
         reasons = _quantize_layers(model, recipe, [*recipe.skip, *skip])
@@ -66,7 +79,8 @@ def quantize(model: nn.Module, recipe: Recipe,
         unroute(model)
         raise
     refuse_reparameterizing(model)
-    return LayerTable(_rows(model, reasons) + products)
+    return LayerTable(
+        rows(model, reasons, get_backend(recipe.backend)) + products)
 
 
 def _quantize_layers(model: nn.Module, recipe: Recipe,
@@ -87,7 +101,8 @@ def _quantize_layers(model: nn.Module, recipe: Recipe,
     refuse_unmatched(recipe.name_of('skip'), skip, list(layers))
     refuse_unmatched(recipe.name_of('overrides'), recipe.overrides or {},
                      list(layers))
-    plans = _plans(list(layers), recipe, skip, backend)
+    beside = branches(model, layers)
+    plans = _plans(list(layers), recipe, skip, backend, beside)
     if not any(_quantizes(plan) for plan, _ in plans.values()):
         raise ValueError('nothing to quantize: skip and overrides leave out '
                          'every layer')
@@ -96,6 +111,10 @@ def _quantize_layers(model: nn.Module, recipe: Recipe,
         name: _build(name, layers[name], kinds[name], plan, backend)
         for name, (plan, _) in plans.items()
     }
+    _warn_of_branches({
+        block: names for block, names in beside.items()
+        if all(_quantizes(plans[name][0]) for name in names)
+    })
     clock = NoiseClock()
     for number, (name, parts) in enumerate(built.items()):
         weight, activation, perturbation = parts
@@ -110,17 +129,43 @@ def _quantize_layers(model: nn.Module, recipe: Recipe,
 
 
 def _plans(names: Sequence[str], recipe: Recipe, skip: Sequence[str],
-           backend: Backend) -> dict[str, Plan]:
+           backend: Backend,
+           beside: Mapping[str, Sequence[str]]) -> dict[str, Plan]:
     """Each layer's plan, first and last ones' bits included."""
     plans = {name: _plan(name, recipe, skip, backend) for name in names}
     if recipe.first_last_bits is None:
         return plans
     quantized = [name for name, (plan, _) in plans.items() if _quantizes(plan)]
-    for name, why in zip(quantized[-1:] + quantized[:1],
-                         ('last layer', 'first layer')):
-        plans[name] = _plan(name, recipe, skip, backend,
-                            recipe.first_last_bits, why)
+    for ends, of_all, why in ((quantized[-1:], names[-1:], 'last'),
+                              (quantized[:1], names[:1], 'first')):
+        for end in ends:
+            plans[end] = _plan(
+                end, recipe, skip, backend, recipe.first_last_bits,
+                f'{why} layer' if ends == of_all else
+                f'{why} of those that are left')
+            for name in _others(end, beside):
+                if name in quantized:
+                    plans[name] = _plan(name, recipe, skip, backend,
+                                        recipe.first_last_bits,
+                                        f'beside the {why} layer')
     return plans
+
+
+def _others(name: str, beside: Mapping[str, Sequence[str]]) -> list[str]:
+    """The other branches of a layer's block."""
+    return [other for names in beside.values() if name in names
+            for other in names if other != name]
+
+
+def _warn_of_branches(beside: Mapping[str, Sequence[str]]) -> None:
+    if beside:
+        block, names = next(iter(beside.items()))
+        warnings.warn(
+            f'{len(beside)} blocks train branches that are to be fused for '
+            f'deployment ({block}: {", ".join(names)}). Each branch has its '
+            'own steps now, and cannot be fused any more: call '
+            'switch_to_deploy on the full-precision model, or build it with '
+            'deploy=True, and quantize that', stacklevel=2)
 
 
 def _plan(name: str, recipe: Recipe, skip: Sequence[str], backend: Backend,
@@ -164,7 +209,7 @@ def _build(name: str, layer: nn.Module, kind: type[QuantizedLayer],
 
     axis = kind.weight_axis
     weight = part('weight', symmetric=True, per_channel=True, ch_axis=axis,
-                  num_channels=layer.weight.shape[axis])
+                  num_channels=read_weight(layer).shape[axis])
     activation = part('activation')
     if getattr(activation, 'is_per_channel', False):
         raise ValueError(f'activation of {name}: per_channel is for weights; '
@@ -192,26 +237,3 @@ def _quantize_attention(model: nn.Module, recipe: Recipe,
         LayerRow(f'{name}.products', 'AttentionProducts', FLOAT_BITS,
                  cfg.get('bits', 8), (0, ), 'attention') for name in names
     ]
-
-
-def _rows(model: nn.Module, reasons: Mapping[str, str]) -> LayerTable:
-
-    def bits(layer: nn.Module, quantizer: str) -> int:
-        return getattr(
-            getattr(layer, quantizer, None), 'num_bits', FLOAT_BITS)
-
-    rows = LayerTable()
-    for name, layer in model.named_modules():
-        weight = getattr(layer, 'weight', None)
-        if not isinstance(weight, Tensor) or weight.dim() < 2:
-            continue
-        float_type = (layer.float_type
-                      if isinstance(layer, QuantizedLayer) else type(layer))
-        why = reasons.get(name, f'type {float_type.__module__}.'
-                          f'{float_type.__qualname__} not registered')
-        rows.append(
-            LayerRow(name, float_type.__name__,
-                     bits(layer, 'weight_quantizer'),
-                     bits(layer, 'input_quantizer'), tuple(weight.shape),
-                     why))
-    return rows

@@ -251,6 +251,8 @@ class Recipe:
         return dict(zip(('weight', 'activation'), map(int, found.groups())))
 
     def _with_bits(self, part: str, given: Any) -> dict | None:
+        if given is not None and not isinstance(given, Mapping):
+            return given  # refused where its type is
         wanted = self._bits()[part]
         own = FLOAT_BITS if given is None else given.get('bits', wanted)
         if own != wanted:

@@ -1,8 +1,13 @@
 """Calibration: ranges, modes, what it leaves alone, what it refuses."""
 
+from collections import UserDict
+from dataclasses import dataclass
+
 import pytest
 import torch
+from mmengine.model import BaseModel
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from fpq_plugin import calibrate, convert
 from fpq_plugin.calibrate import uninitialized
@@ -109,3 +114,141 @@ def test_fake_quantization_is_on_again_after_an_error():
     model.eval()
     out = model[3].quantized_input(torch.randn(2, 8, 6, 6))
     assert out.unique().numel() <= 256
+
+
+class OneInput(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.b(self.a(x).relu())
+
+
+class OfTransformers(OneInput):
+    """Takes its batch by name, as transformers' models do."""
+
+    def forward(self, inputs=None, mask=None, labels=None, **kwargs):
+        return super().forward(inputs * mask)
+
+
+class OfMMEngine(BaseModel):
+
+    def __init__(self):
+        super().__init__()
+        self.net = OneInput()
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        assert mode == 'tensor'
+        return self.net(inputs)
+
+
+@dataclass
+class Batch:
+    x: torch.Tensor
+
+
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(5))
+LABELS = torch.arange(6)
+
+
+def state_after(model, batches, **options):
+    convert(model)
+    calibrate(model, batches, **options)
+    return list(model.state_dict().values())
+
+
+@pytest.mark.parametrize(('model', 'batch'), [
+    (OneInput, (X, LABELS)),
+    (OneInput, [X, LABELS]),
+    (OneInput, [X]),
+    (OneInput, dict(x=X)),
+    (OfTransformers, dict(inputs=X, mask=torch.ones(6, 4), labels=LABELS)),
+    (OfTransformers, UserDict(inputs=X, mask=torch.ones(6, 4))),
+    (OfMMEngine, dict(inputs=X, data_samples=[1] * 6)),
+    (OfMMEngine, (X, LABELS)),
+])
+def test_a_batch_that_can_be_taken_in_one_way_is_taken(model, batch):
+    found = state_after(model(), [batch])
+    for own, value in zip(found, state_after(OneInput(), [X])):
+        assert torch.equal(own, value)
+
+
+def test_a_data_loader_with_labels_and_workers():
+    loader = DataLoader(TensorDataset(X, LABELS), 2, num_workers=1)
+    found = state_after(OneInput(), loader)
+    for own, value in zip(found, state_after(OneInput(), [X])):
+        assert torch.equal(own, value)
+
+
+@pytest.mark.parametrize('batch', [
+    (X, torch.zeros(6)),  # targets, or a second input
+    [X, X],  # two images of one batch
+    (LABELS, LABELS),
+    (X, LABELS, LABELS),
+    dict(image=X, label=LABELS),
+    dict(x=X, label=LABELS),
+    Batch(X),
+    [dict(x=X)],
+    'image.png',
+    None,
+])
+def test_any_other_batch_is_refused_and_names_forward(batch):
+    model = OneInput()
+    convert(model)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(TypeError, match='forward of OneInput .* forward='):
+        calibrate(model, [X, batch])
+    assert all(torch.equal(v, before[k])
+               for k, v in model.state_dict().items())
+    assert len(uninitialized(model)) == 4
+
+
+@pytest.mark.parametrize('batches', [X, dict(x=X), 'path'])
+def test_one_batch_for_an_iterable_is_refused(batches):
+    model = OneInput()
+    convert(model)
+    with pytest.raises(TypeError, match=r'calibrate\(model, \[batch\]\)'):
+        calibrate(model, batches)
+
+
+def test_no_batch_is_an_error():
+    model, batches = OneInput(), iter([X])
+    list(batches)
+    convert(model)
+    for none in ([], batches, DataLoader(TensorDataset(X[:0]))):
+        with pytest.raises(ValueError, match='got no batch'):
+            calibrate(model, none)
+    assert len(uninitialized(model)) == 4
+
+
+@pytest.mark.parametrize('backend', ['torch_ao', 'brevitas'])
+def test_after_an_error_the_model_is_as_before(backend):
+    """Also where some quantizers had their step before the error."""
+    model = OneInput()
+    convert(model, backend=backend)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for batches in ([torch.full((2, 4), torch.nan)], [X, X[:, :3]]):
+        with pytest.raises((ValueError, RuntimeError)):
+            calibrate(model, batches)
+        assert all(torch.equal(v, before[k])
+                   for k, v in model.state_dict().items())
+        assert len(uninitialized(model)) == 4
+    calibrate(model, [X])
+    twin = OneInput()
+    convert(twin, backend=backend)
+    calibrate(twin, [X])
+    for own, value in zip(model.state_dict().values(),
+                          twin.state_dict().values()):
+        assert torch.equal(own, value)
+
+
+def test_a_second_calibration_is_told_that_it_does_nothing():
+    model, told = OneInput(), []
+    convert(model)
+    calibrate(model, [X], warn=told.append)
+    assert told == []
+    calibrate(model, [X], warn=told.append)
+    assert 'had nothing to do' in told[0]

@@ -256,8 +256,8 @@ def test_first_and_last_are_those_that_are_quantized(convert):
         '0': dict(weight=None, activation=None), '7': dict(weight=None,
                                                            activation=None)})
     assert [(r.weight_bits, r.why) for r in table] == [
-        (32, "override '0': off"), (8, 'first layer'), (8, 'last layer'),
-        (32, "override '7': off")]
+        (32, "override '0': off"), (8, 'first of those that are left'),
+        (8, 'last of those that are left'), (32, "override '7': off")]
 
 
 def test_an_activation_has_one_step(convert):
@@ -285,3 +285,47 @@ def test_mmcvs_own_linear_and_conv(convert):
     to_float(model)
     assert torch.equal(model(x), plain(x))
     assert type(model[2]) is wrappers.Linear
+
+
+def test_lazy_layers_are_named_and_nothing_changes(convert):
+    model = nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(2),
+                          nn.LazyBatchNorm1d())
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r'^lazy .*: 1 \(LazyLinear\), 2 '
+                           r'\(LazyBatchNorm1d\). Run the model on a batch'):
+            convert(model)
+    assert type(model[0]) is nn.Linear
+    model(torch.randn(5, 4))
+    assert len(convert(model).quantized()) == 2
+
+
+@pytest.mark.parametrize(('pattern', 'hint'), [
+    ('stage_1', r"Did you mean '\*stage_1\*'\? Nearest"),
+    ('head.*fc', 'not regular expressions. Nearest'),
+    ('^net.stage_1', 'not regular expressions. Nearest'),
+    ('net.stage_2', r'be quantized. Nearest names: net.stage_1'),
+])
+@pytest.mark.parametrize('option', ['skip', 'overrides'])
+def test_a_pattern_that_matches_nothing_gets_a_hint(convert, pattern, hint,
+                                                    option):
+    model = nn.ModuleDict(dict(
+        net=nn.ModuleDict(dict(stage_1=nn.Linear(4, 4))),
+        head=nn.Linear(4, 4)))
+    given = [pattern] if option == 'skip' else {pattern: dict(weight=None)}
+    with pytest.raises(ValueError, match=hint):
+        convert(model, **{option: given})
+
+
+def test_a_part_that_is_quantized_already_is_named(convert):
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4))
+    convert(model[0])
+    with pytest.raises(ValueError, match="its layer '0.0' is a .*to_float"):
+        convert(model)
+    to_float(model[0])
+    assert len(convert(model)) == 2
+
+
+def test_an_inner_layer_is_last_when_the_head_is_left_out(convert):
+    table = convert(net(), skip=['7'])
+    assert [r.why for r in table] == [
+        'first layer', 'default', 'last of those that are left', "skip '7'"]

@@ -137,6 +137,7 @@ def test_messages_have_the_full_name(options, message):
     (dict(overrides=['head']), r'^fpq\.overrides: must be a dict'),
     (dict(overrides=dict(head=8)), r"^fpq\.overrides\['head'\]: must be a"),
     (dict(weight='LSQ'), r'^fpq\.weight: must be a dict or None'),
+    (dict(weight=4, bits='w4a4'), r'^fpq\.weight: must be a dict or None'),
 ])
 def test_wrong_types_have_the_full_name(options, message):
     with pytest.raises(TypeError, match=message):

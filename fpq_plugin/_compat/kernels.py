@@ -12,6 +12,7 @@ Tensors that are too small for it, and float64, take the plain function.
 Where there is no C++ compiler (on CUDA: no Triton), or compiling fails for
 any other reason, all wrapped functions are plain from then on; one warning
 names the reason. The environment variable ``FPQ_COMPILE=0`` asks for that.
+Only what trains compiles: a test of a model takes the plain functions.
 Compilations and the seconds they took are in :func:`compile_report` and, one
 line each, in the log at level DEBUG.
 """
@@ -86,9 +87,17 @@ class CompiledFunction:
         self._fast: dict[tuple, Callable] = {}
         functools.update_wrapper(self, function)
 
-    def pays(self, x: Tensor) -> bool:
-        """Whether the compiled form is the one to call for input ``x``."""
-        return (MIN_ELEMENTS <= x.numel() < _MAX_ELEMENTS
+    def pays(self, x: Tensor, trains: bool = True) -> bool:
+        """Whether the compiled form is the one to call for input ``x``.
+
+        Args:
+            x (Tensor): The largest input.
+            trains (bool): Whether a backward follows. What only tests a model
+                is over before a compilation has paid, so it takes what a
+                training has compiled, or the plain form. Defaults to True.
+        """
+        return ((trains or bool(self._fast))
+                and MIN_ELEMENTS <= x.numel() < _MAX_ELEMENTS
                 and x.dtype != torch.float64
                 and x.device.type in ('cpu', 'cuda')
                 and type(x) in (Tensor, nn.Parameter)
@@ -240,6 +249,7 @@ def _give_up(error: Exception) -> None:
     _report.failure = f'{type(error).__name__}: {reason[0]}'
     print_log(
         'FPQ runs without its compiled kernels: training is slower, results '
-        f'are the same ({_report.failure})',
+        'are the same up to rounding, which training amplifies '
+        f'({_report.failure})',
         'current',
         level=logging.WARNING)

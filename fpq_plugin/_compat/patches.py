@@ -8,42 +8,51 @@ from __future__ import annotations
 
 import atexit
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial, wraps
-from typing import IO, Any
+from io import StringIO
+from pathlib import Path
+from typing import Any
 
 import mmengine.runner
 import torch
 from mmengine.device import get_device
 from mmengine.dist import utils as dist_utils
+from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook, checkpoint_hook
 from mmengine.model import MMDistributedDataParallel
-from mmengine.runner import CheckpointLoader, Runner
-from mmengine.runner import checkpoint as checkpoint_module
-from mmengine.runner import runner as runner_module
+from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
+from mmengine.runner import checkpoint as checkpoints
+from torch import Tensor, nn
 
 from .safe_loading import reading_data_only, types_of_mmengine
 from .versions import WEIGHTS_ONLY_TAKES_NAMES
-from .whole_files import whole_file
+from .whole_files import write_whole
 
 
-def install(before_run: Callable[[Runner], None],
-            after_train: Callable[[Runner], None]) -> None:
+def install(
+    before_run: Callable[[Any, str], None],
+    after_run: Callable[[Any, str], None],
+    before_load: Callable[[nn.Module, Mapping[str, Tensor]], None],
+) -> None:
     """Put all patches in place.
 
     Args:
-        before_run (Callable): Called with each Runner that is about to
-            train, validate or test.
-        after_train (Callable): Called with each Runner whose training has
-            ended, in an error or an interrupt too.
+        before_run (Callable): Called with each Runner, of any kind, and the
+            method that begins: 'train', 'val' or 'test'.
+        after_run (Callable): Called likewise when it has ended, in an error
+            or an interrupt too.
+        before_load (Callable): Called with each model that one of mmengine's
+            loaders is about to fill, and the state.
     """
     _allow_mmengine_checkpoints()
     _read_checkpoints_as_data()
-    _write_checkpoints_whole()
-    _remove_after_saving()
     _launch_without_accelerator()
-    _watch_runners(before_run, after_train)
+    _watch_runners(before_run, after_run)
+    _watch_loading(before_load)
+    _write_whole_checkpoints()
+    _remove_after_saving()
 
 
 def _allow_mmengine_checkpoints() -> None:
@@ -80,42 +89,124 @@ def _as_data(loader: Callable) -> Callable:
     return load
 
 
-def _write_checkpoints_whole() -> None:
-    """mmengine 0.10.7: no half-written checkpoint under its final name.
+def _launch_without_accelerator() -> None:
+    """mmengine 0.10.7: ``--launcher pytorch`` on a machine with CPUs only.
 
-    It writes checkpoints and ``last_checkpoint`` straight under their names,
-    some of them over a good one, so that a kill or a full disk leaves a
-    damaged file there. Other file backends write as they do.
+    Its launcher calls ``torch.cuda.set_device`` whatever the backend is, and
+    its DDP wrapper always gets ``device_ids=[LOCAL_RANK]``, which torch
+    refuses for CPU modules. Without an accelerator the launcher then uses
+    gloo and the wrapper no device ids; with one, nothing changes.
+
+    A process that ends within milliseconds of a collective, as validation's
+    last, may be aborted at its exit: a thread of gloo still holds a tensor
+    and waits for the GIL (pytorch/pytorch#179291). It gets that time.
     """
-    for module in (mmengine.runner, checkpoint_module, runner_module):
-        module.save_checkpoint = _replacing(module.save_checkpoint, _whole)
+    if get_device() != 'cpu':
+        return
+
+    def init_gloo(backend: str, init_backend: str = 'torch', **kwargs) -> None:
+        torch.distributed.init_process_group('gloo', **kwargs)
+        # Not destroy_process_group(): DDP's reference keeps the threads alive.
+        atexit.register(time.sleep, 0.5)
+
+    def on_cpu(init: Callable) -> Callable:
+
+        @wraps(init)
+        def init_on_cpu(self, module, *args, **kwargs) -> None:
+            init(self, module, *args, **{**kwargs, 'device_ids': None})
+
+        return init_on_cpu
+
+    dist_utils._init_dist_pytorch = _replacing(
+        dist_utils._init_dist_pytorch, lambda _: init_gloo)
+    MMDistributedDataParallel.__init__ = _replacing(
+        MMDistributedDataParallel.__init__, on_cpu)
+
+
+def _watch_runners(before_run: Callable[[Any, str], None],
+                   after_run: Callable[[Any, str], None]) -> None:
+    """All versions: no hook is called before a config is used, or at errors.
+
+    A config without our hook calls none of ours, an error or an interrupt
+    leaves a training without a call, and what a hook is called for is not
+    said.
+    """
+
+    def watched(name: str) -> Callable:
+
+        def watch(run: Callable) -> Callable:
+
+            @wraps(run)
+            def look_and_run(self: Any, *args: Any, **kwargs: Any) -> Any:
+                before_run(self, name)
+                try:
+                    return run(self, *args, **kwargs)
+                finally:
+                    after_run(self, name)
+
+            return look_and_run
+
+        return watch
+
+    for kind in (Runner, FlexibleRunner):
+        for name in ('train', 'val', 'test'):
+            setattr(kind, name, _replacing(getattr(kind, name),
+                                           watched(name)))
+
+
+def _watch_loading(
+        before_load: Callable[[nn.Module, Mapping[str, Tensor]], None]
+) -> None:
+    """All versions: mmengine's loaders only warn of keys that fit nowhere.
+
+    ``load_checkpoint``, ``init_cfg`` and the inferencers of all packages end
+    in this function.
+    """
+
+    def watched(load: Callable) -> Callable:
+
+        @wraps(load)
+        def look_and_load(module: nn.Module, state_dict: Mapping[str, Tensor],
+                          *args: Any, **kwargs: Any) -> Any:
+            before_load(module, state_dict)
+            return load(module, state_dict, *args, **kwargs)
+
+        return look_and_load
+
+    new = _replacing(checkpoints.load_state_dict, watched)
+    checkpoints.load_state_dict = new
+    mmengine.runner.load_state_dict = new
+
+
+def _write_whole_checkpoints() -> None:
+    """All versions: a killed process leaves no half of a file.
+
+    mmengine writes checkpoints, and ``last_checkpoint``, into the file that
+    is to be.
+    """
+
+    def whole(put: Callable) -> Callable:
+
+        @wraps(put)
+        def put_whole(self: LocalBackend, obj: bytes,
+                      filepath: str | Path) -> None:
+            if Path(filepath).suffix == '.pth':
+                write_whole(filepath, lambda file: file.write(obj))
+            else:
+                put(self, obj, filepath)
+
+        return put_whole
+
+    LocalBackend.put = _replacing(LocalBackend.put, whole)
     # The one file that this module opens is last_checkpoint.
     checkpoint_hook.open = _open_whole
 
 
-_WAY_OUT = ('What was saved before is whole: mend that, and go on with '
-            '--resume.')
-
-
-def _whole(save: Callable) -> Callable:
-
-    @wraps(save)
-    def save_whole(checkpoint: dict, filename: str,
-                   file_client_args: dict | None = None,
-                   backend_args: dict | None = None) -> None:
-        if file_client_args or backend_args or '://' in filename:
-            save(checkpoint, filename, file_client_args, backend_args)
-            return
-        with whole_file(filename, _WAY_OUT) as part:
-            save(checkpoint, part)
-
-    return save_whole
-
-
 @contextmanager
-def _open_whole(path: str, mode: str) -> Iterator[IO]:
-    with whole_file(path, _WAY_OUT) as part, open(part, mode) as file:
-        yield file
+def _open_whole(path: str, mode: str) -> Iterator[StringIO]:
+    text = StringIO()
+    yield text
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def _remove_after_saving() -> None:
@@ -161,64 +252,6 @@ class _RemovesLater:
     def remove_all(self) -> None:
         for remove in self._removals:
             remove()
-
-
-def _launch_without_accelerator() -> None:
-    """mmengine 0.10.7: ``--launcher pytorch`` on a machine with CPUs only.
-
-    Its launcher calls ``torch.cuda.set_device`` whatever the backend is, and
-    its DDP wrapper always gets ``device_ids=[LOCAL_RANK]``, which torch
-    refuses for CPU modules. Without an accelerator the launcher then uses
-    gloo and the wrapper no device ids; with one, nothing changes.
-
-    A process that ends within milliseconds of a collective, as validation's
-    last, may be aborted at its exit: a thread of gloo still holds a tensor
-    and waits for the GIL (pytorch/pytorch#179291). It gets that time.
-    """
-    if get_device() != 'cpu':
-        return
-
-    def init_gloo(backend: str, init_backend: str = 'torch', **kwargs) -> None:
-        torch.distributed.init_process_group('gloo', **kwargs)
-        # Not destroy_process_group(): DDP's reference keeps the threads alive.
-        atexit.register(time.sleep, 0.5)
-
-    def on_cpu(init: Callable) -> Callable:
-
-        @wraps(init)
-        def init_on_cpu(self, module, *args, **kwargs) -> None:
-            init(self, module, *args, **{**kwargs, 'device_ids': None})
-
-        return init_on_cpu
-
-    dist_utils._init_dist_pytorch = _replacing(
-        dist_utils._init_dist_pytorch, lambda _: init_gloo)
-    MMDistributedDataParallel.__init__ = _replacing(
-        MMDistributedDataParallel.__init__, on_cpu)
-
-
-def _watch_runners(before_run: Callable[[Runner], None],
-                   after_train: Callable[[Runner], None]) -> None:
-    """All versions: no hook is called before a config is used, or at errors.
-
-    A config without our hook calls none of ours, and an error or an interrupt
-    leaves a training without a call.
-    """
-
-    def watched(run: Callable) -> Callable:
-
-        @wraps(run)
-        def look_and_run(self: Runner, *args: Any, **kwargs: Any) -> Any:
-            before_run(self)
-            try:
-                return run(self, *args, **kwargs)
-            finally:
-                after_train(self)
-
-        return look_and_run
-
-    for name in ('train', 'val', 'test'):
-        setattr(Runner, name, _replacing(getattr(Runner, name), watched))
 
 
 def _replacing(function: Callable,

@@ -13,11 +13,13 @@ import errno
 import os
 import pickle
 import re
+import struct
 import tarfile
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -151,13 +153,44 @@ def _read_data(file: Any, map_location: Any, name: str) -> Any:
             file, map_location, pickle_module=_restricted_pickle(),
             weights_only=False)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError,
-            KeyError, AttributeError, IndexError, TypeError,
-            OSError) as error:
-        # torch seeks to before the start of some truncated files.
+            KeyError, AttributeError, IndexError, TypeError, OSError,
+            struct.error, zipfile.BadZipFile) as error:
+        # torch seeks to before the beginning of half a file.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
-        raise ValueError(f'{name!r} is not a checkpoint that can be read '
-                         f'safely: {_why(str(error))}') from error
+        raise ValueError(
+            f'{name!r} is not a checkpoint that can be read safely: '
+            f'{_why(str(error))}{other_checkpoint(name)}') from error
+
+
+def other_checkpoint(path: str) -> str:
+    """A sentence on the last whole checkpoint of the same work directory.
+
+    Args:
+        path (str): A file that cannot be read; others are looked for where
+            MMEngine's ``last_checkpoint`` lies beside it.
+
+    Returns:
+        str: It begins with a full stop; empty if there is none.
+    """
+    folder = Path(path).absolute().parent
+    # Of another file than a checkpoint it would be no way out.
+    if Path(path).name.startswith('fpq_teacher_'):
+        return ''
+    if '://' in path or not (folder / 'last_checkpoint').is_file():
+        return ''
+    others = [file for file in folder.glob('*.pth')
+              if file != Path(path).absolute()]
+    for file in sorted(others, key=lambda f: -f.stat().st_mtime):
+        try:
+            content = _read_data(str(file), 'cpu', file.name + '://')
+        except ValueError:
+            continue
+        if isinstance(content, dict) and 'optimizer' in content:
+            return (f'. The last one there that is whole is {str(file)!r}: '
+                    f'resume from it by --resume {file}')
+    return ('. There is no whole one beside it: start anew from the '
+            'full-precision checkpoint')
 
 
 def _why(message: str) -> str:

@@ -1,41 +1,65 @@
-"""Files that are written whole or not at all, whatever ends the process."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import stat
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+from uuid import uuid4
 
 
-@contextmanager
-def whole_file(path: str | os.PathLike, way_out: str = '') -> Iterator[str]:
-    """The name to write to; ``path`` gets it all, or stays as it is.
+def write_whole(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file that is there whole, or not at all, whatever happens.
 
-    A killed process leaves ``path.part``, which the next attempt overwrites.
+    Two processes that write the same file do not disturb each other; the
+    last one's stays. A link is followed; its folder is made if need be.
 
     Args:
-        path (str | os.PathLike): The file.
-        way_out (str): What the user can do if it cannot be written.
-
-    Yields:
-        str: Another name in the same folder.
+        path (str | Path): The file.
+        write (Callable): Writes the content into an open file.
 
     Raises:
         OSError: If it cannot be written; the message names the file.
     """
-    path = os.fspath(path)
-    part = f'{path}.part'
+    target = Path(path).resolve()
+    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+        with open(target, 'wb') as file:  # a device or a pipe
+            write(file)
+        return
+    part = target.with_name(f'.{target.name}.{uuid4().hex[:12]}.part')
     try:
-        yield part
-        # Else a power cut may leave the name without the content.
-        with open(part, 'rb') as file:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, 'xb') as file:
+            write(file)
+            file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        os.replace(part, target)
     except OSError as error:
-        why = os.strerror(error.errno) if error.errno else str(error)
         raise OSError(
             error.errno,
-            f'{path!r} was not written: {why}. {way_out}'.strip()) from error
+            f'{str(path)!r} was not written: {error.strerror or error}. What '
+            'was saved before is whole: mend that, and go on') from error
     finally:
         with suppress(OSError):
-            os.unlink(part)
+            part.unlink()
+
+
+# A part that nobody has written to for so many seconds is a killed process's.
+FORSAKEN_S = 3600
+
+
+def remove_parts(folder: str | Path) -> None:
+    """Remove what killed processes left of files that they were writing.
+
+    Args:
+        folder (str | Path): Where they wrote.
+    """
+    for part in Path(folder).glob(f'.*.{"[0-9a-f]" * 12}.part'):
+        # Another process may be as quick.
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime > FORSAKEN_S:
+                part.unlink()

@@ -41,7 +41,7 @@ what is written:
   analysis.json  all numbers
   *.png          the report's pictures
 
-The models must have layers of the same names. Several checkpoints of one
+All models must have the layer of Figs. 3 and 4. Several checkpoints of one
 config are drawn over epochs; what takes long is measured on the last. It
 takes minutes for a small model; --images and --probes make it shorter, and
 the error bars longer.
@@ -110,7 +110,7 @@ def run_analysis(args: argparse.Namespace) -> None:
     study = run_study(models, batches,
                       StudySettings(args.probes, layer, args.seed), answered)
     study.update(
-        command=_command(args),
+        command=command_line(args),
         split=args.split,
         accuracy_split=split,
         versions=dict(fpq=__version__, torch=torch.__version__),
@@ -124,6 +124,16 @@ def run_analysis(args: argparse.Namespace) -> None:
     write_report(study, pictures, args.out / 'report.html')
     print(f'written: {args.out}/report.html, analysis.json and '
           f'{len(pictures)} PNGs')
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """The command with all its options, to paste."""
+    parts = ['fpq', 'analyze', *args.models]
+    for name in ('out', 'split', 'images', 'probes', 'layer', 'seed',
+                 'device'):
+        if getattr(args, name) is not None:
+            parts += [f'--{name}', str(getattr(args, name))]
+    return shlex.join(parts)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -172,13 +182,3 @@ def _draw_accuracy_batches(config: Config, most: int,
     except (ValueError, TypeError) as error:
         print(f'no accuracy: {error}', file=sys.stderr)
         return None, []
-
-
-def _command(args: argparse.Namespace) -> str:
-    """The command with all its options, to paste."""
-    parts = ['fpq', 'analyze', *args.models]
-    for name in ('out', 'split', 'images', 'probes', 'layer', 'seed',
-                 'device'):
-        if getattr(args, name) is not None:
-            parts += [f'--{name}', str(getattr(args, name))]
-    return shlex.join(parts)

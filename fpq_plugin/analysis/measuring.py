@@ -18,6 +18,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from torch import Tensor, nn
@@ -84,10 +85,11 @@ class ProgressBar:
             count = '' if self._total is None else f': {self._total} '
             self._write(self._title + count + (self._unit if count else ''))
             return self
+        clock = (TimeElapsedColumn() if self._total is None else
+                 TimeRemainingColumn(elapsed_when_finished=True))
         self._bar = Progress(
             TextColumn('{task.description}'), BarColumn(),
-            MofNCompleteColumn(), TextColumn(self._unit),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            MofNCompleteColumn(), TextColumn(self._unit), clock,
             console=Console(stderr=True))
         self._task = self._bar.add_task(self._title, total=self._total)
         self._bar.start()

@@ -15,8 +15,13 @@ class DistillationLoss(ABC, nn.Module):
 
     Attributes:
         label (str): The log has the loss as ``loss_<label>``.
-        last_layer_only (bool): Whether only the last quantized layer, the
-            classifier's logits, is compared. Defaults to False.
+        last_layer_only (bool): Whether only the classifier's logits are
+            compared: the last quantized layer that is not of an auxiliary
+            head (by its name: ``aux...``), or ``layer``. Defaults to False.
+        layer (str, optional): Name pattern of the one layer that is
+            compared. Defaults to None.
+        takes_empty (bool): Whether it has a value for outputs without
+            elements; otherwise theirs is 0. Defaults to False.
 
     Examples:
         >>> from mmengine.registry import MODELS
@@ -30,6 +35,8 @@ class DistillationLoss(ABC, nn.Module):
 
     label: str
     last_layer_only = False
+    layer: str | None = None
+    takes_empty = False
 
     @abstractmethod
     def forward(self, student: Tensor, teacher: Tensor,

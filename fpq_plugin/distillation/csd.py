@@ -45,6 +45,7 @@ class CSDLoss(DistillationLoss):
     """
 
     label = 'csd'
+    takes_empty = True
 
     def __init__(self,
                  loss_weight: float = 1.0,
@@ -115,9 +116,9 @@ class CSDLoss(DistillationLoss):
             dims = dims[1:]
         factor = self.loss_weight
         if self.reduction == 'mean':
-            factor /= student.numel()
+            factor /= max(student.numel(), 1)
         elif self.reduction == 'channel_sum':
-            factor *= student.shape[channel_axis] / student.numel()
+            factor *= student.shape[channel_axis] / max(student.numel(), 1)
         joint = self.sync and get_world_size() > 1
         return csd(student, teacher.detach(), dims, self.eps, joint, factor)
 

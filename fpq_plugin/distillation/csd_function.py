@@ -64,9 +64,12 @@ def _joint_loss(student: Tensor, teacher: Tensor, eps: float,
                 factor: float) -> tuple[Tensor, ...]:
     """:func:`_loss` with the statistics of all processes' joint batch."""
     wide = _wide(student)
-    moments = _moments(student.to(wide), teacher.to(wide), True)
-    elements = student.numel()
-    joint = joint_moments(moments, elements // moments[0].numel())
+    elements, channels = student.numel(), student.shape[1]
+    if elements:
+        moments = _moments(student.to(wide), teacher.to(wide), True)
+    else:  # the other processes wait for this one's
+        moments = (student.new_zeros(1, channels, 1, dtype=wide), ) * 5
+    joint = joint_moments(moments, elements // max(channels, 1))
     return _from_moments(joint, elements, eps, factor)
 
 
@@ -79,7 +82,7 @@ def _from_moments(moments: tuple[Tensor, ...], elements: int, eps: float,
     per_channel = (
         var_t / (var_t + eps) + var_s / (var_s + eps) - 2 * cov /
         ((var_t + eps) * (var_s + eps)).sqrt())
-    loss = per_channel.sum() * (elements // cov.numel())
+    loss = per_channel.sum() * (elements // max(cov.numel(), 1))
     return loss * factor, own, mean_s, cross, mean_t
 
 
@@ -194,7 +197,8 @@ def _as_maps(z: Tensor, channel: int) -> Tensor:
 def _from_maps(maps: Tensor, shape: torch.Size, channel: int) -> Tensor:
     """The inverse of :func:`_as_maps`."""
     places = (*shape[:channel], *shape[channel + 1:])
-    return maps.movedim(1, -1).reshape(*places, -1).movedim(-1, channel)
+    channels = maps.movedim(1, -1).reshape(*places, shape[channel])
+    return channels.movedim(-1, channel)
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -226,6 +230,8 @@ def csd(student: Tensor,
         with, and the loss, a scalar. A model that goes on with ``student``
         itself gets the same gradients, in one more pass over memory.
     """
+    if student.numel() == 0 and not joint:
+        return student, student.sum(dtype=_wide(student))
     if is_compiling() and not joint:
         channel = max(set(range(student.dim())) - set(dims))
         loss, *_ = _loss.plain(
@@ -254,7 +260,7 @@ def joint_moments(moments: tuple[Tensor, ...],
     own = torch.cat([m.flatten() for m in moments])
     packed = torch.cat([own, own.new_tensor([elements])])
     every = torch.stack(all_gather(packed))
-    weight = every[:, -1] / every[:, -1].sum()
+    weight = every[:, -1] / every[:, -1].sum().clamp_min(1)
     mean_s, var_s, mean_t, var_t, cov = every[:, :-1].unflatten(
         1, (5, -1)).unbind(1)
 

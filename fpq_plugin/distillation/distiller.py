@@ -11,9 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from .._compat.versions import is_compiling
-from ..layers import quantized_layers, route, unroute
+from ..layers import quantized_layers, unroute
 from ..options import matches
 from .base import DistillationLoss
+from .compared import (
+    frozen_layers,
+    layers_of,
+    losses_of,
+    refuse_uncalled,
+    values_of,
+)
+from .tally import Tally
 
 
 class Distiller:
@@ -22,7 +30,8 @@ class Distiller:
     A training forward of the student first runs the teacher on the same
     arguments; its maps wait by layer name and call for the student's. Each
     layer's loss is taken as its output appears; :meth:`loss` is the sum over
-    the layers, L_CSD of equation (22). No standardized map is stored.
+    the layers, L_CSD of equation (22), and over the training forwards since
+    it was last called. No standardized map is stored.
 
     The teacher is kept in eval mode, without gradient, and is no submodule
     of anything: it is in no checkpoint, EMA copy or DDP bucket.
@@ -37,8 +46,9 @@ class Distiller:
             ``teacher(*args, **kwargs)``.
         condition (Callable, optional): Called with the student's keyword
             arguments; False leaves that forward alone. Defaults to None.
-        warn (Callable): Told once of each layer that cannot be distilled.
-            Defaults to ``warnings.warn``.
+        warn (Callable): Told once of each layer that cannot be distilled,
+            and of losses that are never taken. Defaults to
+            ``warnings.warn``.
         skip (Sequence[str]): Name patterns of layers that are not to be
             distilled.
         own_hooks (bool): Whether the student's forward begins and ends the
@@ -46,8 +56,9 @@ class Distiller:
             caller, who has more to do around a forward. Defaults to True.
 
     Raises:
-        ValueError: If the student has no quantized layer, or the teacher
-            lacks one of them or is quantized.
+        ValueError: If the student has no quantized layer, the teacher lacks
+            one of them or is quantized, or a loss of one layer does not find
+            it.
 
     Examples:
         >>> import copy, torch, fpq_plugin
@@ -80,29 +91,22 @@ class Distiller:
         self._maps: dict[str, deque[tuple[Tensor, int]]] = defaultdict(deque)
         self._taken: list[tuple[tuple[str, str], Tensor, int, Tensor]] = []
         self._overwritten: set[str] = set()
-        self._losses: dict[tuple[str, str], Tensor] = {}
+        self._tally = Tally(warn)
         self._unmatched: set[str] = set()
-        self._left_out: dict[str, str] = {}
 
         layers = quantized_layers(student)
         if not layers:
             raise ValueError('the student has no quantized layer: call '
                              'convert(student) first')
-        self._last = list(layers)[-1]
-        if all(criterion.last_layer_only for criterion in self.criteria):
-            layers = {self._last: layers[self._last]}
-        if quantized_layers(teacher):
-            raise ValueError('the teacher is quantized: copy the model before '
-                             'convert, or take its quantizers off: '
-                             'fpq_plugin.to_float(teacher)')
-        route(teacher)
-        known = dict(teacher.named_modules())
-        missing = [name for name in layers if name not in known]
-        if missing:
-            raise ValueError('the teacher has no layer '
-                             f'{", ".join(missing[:5])} to distill from')
-        teacher.eval()
-        teacher.requires_grad_(False)
+        skipped = {name: pattern for pattern in skip for name in layers
+                   if matches(name, pattern)}
+        self._left_out = {name: f'skip {pattern!r}'
+                          for name, pattern in skipped.items()}
+        self._criteria: dict[str, list[DistillationLoss]] = defaultdict(list)
+        for each in self.criteria:
+            for name in layers_of(each, list(layers), skipped):
+                self._criteria[name].append(each)
+        known = frozen_layers(teacher, self._criteria)
         self._handles = []
         if own_hooks:
             self._handles += [
@@ -112,27 +116,22 @@ class Distiller:
                     lambda student, args, output: self.end(output),
                     always_call=True),
             ]
-        skipped = {
-            name: pattern
-            for pattern in skip for name in layers if matches(name, pattern)
-        }
-        for name, layer in layers.items():
-            if name in skipped:
-                self._left_out[name] = f'skip {skipped[name]!r}'
-                continue
+        for name in self._criteria:
             self._handles += [
                 known[name].register_forward_hook(self._keep(name)),
-                layer.register_forward_hook(self._compare(name)),
+                layers[name].register_forward_hook(self._compare(name)),
             ]
 
     def loss(self) -> Tensor:
-        """The losses' sum in the student's last distilled forward, a scalar.
+        """The losses' sum in the training forwards since the last call.
+
+        A scalar. Called again before the next forward, it answers the same.
 
         Raises:
-            RuntimeError: If there was none, or no layer was compared in it.
+            RuntimeError: If there was no such forward, or no layer was
+                compared in it.
         """
-        self._require_losses()
-        return torch.stack(list(self._losses.values())).sum()
+        return torch.stack(list(self._tally.take().values())).sum()
 
     def losses(self) -> dict[str, Tensor]:
         """Each criterion's part of :meth:`loss`, by its ``label``.
@@ -140,21 +139,15 @@ class Distiller:
         Raises:
             RuntimeError: As :meth:`loss`.
         """
-        self._require_losses()
         parts = defaultdict(list)
-        for (label, _), loss in self._losses.items():
+        for (label, _), loss in self._tally.take().items():
             parts[label].append(loss)
-        return {
-            label: torch.stack(part).sum()
-            for label, part in parts.items()
-        }
+        return {label: torch.stack(part).sum()
+                for label, part in parts.items()}
 
     def layer_losses(self) -> dict[str, Tensor]:
-        """Each distilled layer's part of :meth:`loss`, by layer name."""
-        parts: dict[str, Tensor] = {}
-        for (_, name), loss in self._losses.items():
-            parts[name] = parts.get(name, 0) + loss.detach()
-        return parts
+        """Each distilled layer's part of the last :meth:`loss`, by name."""
+        return self._tally.by_layer()
 
     def left_out(self) -> dict[str, str]:
         """Names of layers that could not be distilled, with the reason."""
@@ -164,19 +157,14 @@ class Distiller:
         """Remove all hooks and let the teacher and the losses go."""
         for handle in self._handles:
             handle.remove()
-        self._losses = {}
+        self._tally.clear()
         self._maps.clear()
         unroute(self.teacher)
         del self.teacher
 
-    def _require_losses(self) -> None:
-        if not self._losses:
-            raise RuntimeError('no layer was distilled yet: was the student '
-                               'called in training mode?')
-
     def has_loss(self) -> bool:
         """Whether the last training forward compared any layer."""
-        return bool(self._losses)
+        return self._tally.any()
 
     def begin(self, student: nn.Module, args: tuple, kwargs: dict) -> None:
         """Run the teacher, before a training forward of the student.
@@ -186,17 +174,24 @@ class Distiller:
             args (tuple): Its positional arguments.
             kwargs (dict): Its keyword arguments.
         """
-        if not student.training or not torch.is_grad_enabled():
+        if not student.training or not torch.is_grad_enabled() or (
+                self._condition is not None and not self._condition(kwargs)):
+            self._tally.pass_by()
             return
-        if self._condition is not None and not self._condition(kwargs):
-            return
+        self._tally.start()
         self._active = True
-        self._losses = {}
         with torch.no_grad():
             self._run_teacher(self.teacher, args, kwargs)
             if self._find_overwritten():
                 self._maps.clear()
                 self._run_teacher(self.teacher, args, kwargs)
+        try:
+            for name, criteria in self._criteria.items():
+                if not self._maps[name]:
+                    refuse_uncalled(criteria, name, 'teacher')
+        except RuntimeError:
+            self.end(None)
+            raise
 
     def end(self, output: Any) -> None:
         """Take the losses, after a forward of the student.
@@ -212,6 +207,8 @@ class Distiller:
             return
         called = {name for (_, name), *_ in taken}
         for name in more:
+            if name not in called and name not in self._left_out:
+                refuse_uncalled(self._criteria[name], name, 'student')
             self._leave_out(name, 'the student called it less often'
                             if name in called else
                             'the student did not call it')
@@ -227,8 +224,7 @@ class Distiller:
                     name, 'its output was changed in place after it; from '
                     'the next iteration on it is cloned')
                 continue
-            past = self._losses.get(key)
-            self._losses[key] = loss if past is None else past + loss
+            self._tally.add(*key, loss)
 
     def _find_overwritten(self) -> bool:
         """Whether new layers turned up whose output is changed in place.
@@ -248,7 +244,7 @@ class Distiller:
 
         def keep(layer: nn.Module, args: tuple, output: Tensor) -> None:
             if self._active:
-                output = _values(output)
+                output = values_of(output)
                 # Traced, a change in place is not to be seen; Inductor drops
                 # the copies that are not needed.
                 if name in self._overwritten or is_compiling():
@@ -274,58 +270,27 @@ class Distiller:
                                 if called else 'the teacher did not call it')
                 return None
             teacher_map, _ = self._maps[name].popleft()
-            values = _values(output)
+            values = values_of(output)
             if values.shape != teacher_map.shape:
                 self._unmatched.add(name)
                 self._leave_out(
                     name, f'its output has shape {tuple(values.shape)} and '
                     f"the teacher's {tuple(teacher_map.shape)}")
                 return None
-            return self._take(name, output, teacher_map, layer.channel_axis)
+            out, values, losses = losses_of(
+                self._criteria[name], layer, output, teacher_map,
+                name in self._overwritten)
+            self._taken += [((criterion.label, name), values,
+                             _version(values), loss)
+                            for criterion, loss in losses]
+            return out
 
         return compare
-
-    def _take(self, name: str, output: Any, teacher_map: Tensor,
-              axis: int) -> Tensor | None:
-        """Take one call's losses; what the model goes on with, if other."""
-        values: Tensor = _values(output)
-        out: Any = None
-        cloned = name in self._overwritten
-        criteria = [
-            criterion for criterion in self.criteria
-            if name == self._last or not criterion.last_layer_only
-        ]
-        losses = []
-        for criterion in criteria:
-            if values is output and _overrides_attach(criterion):
-                out, loss = criterion.attach(values if out is None else out,
-                                             teacher_map, axis)
-                losses.append((criterion, loss))
-        if cloned and losses:
-            out = out.clone()
-        elif cloned:
-            values = values.clone()
-        taken = [criterion for criterion, _ in losses]
-        losses += [(criterion, criterion(values, teacher_map, axis))
-                   for criterion in criteria if criterion not in taken]
-        self._taken += [((criterion.label, name), values, _version(values),
-                         loss) for criterion, loss in losses]
-        return out
 
     def _leave_out(self, name: str, why: str) -> None:
         if name not in self._left_out:
             self._left_out[name] = why
             self._warn(f'distillation leaves out {name}: {why}')
-
-
-def _values(output: Any) -> Tensor:
-    """A layer's output; of a tensor that carries its scale, the values."""
-    return getattr(output, 'value', output)
-
-
-def _overrides_attach(criterion: DistillationLoss) -> bool:
-    """Whether the model is to go on with what ``attach`` returns."""
-    return type(criterion).attach is not DistillationLoss.attach
 
 
 def _version(output: Tensor) -> int:

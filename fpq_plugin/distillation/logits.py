@@ -17,15 +17,18 @@ class LogitKD(DistillationLoss):
     ``T^2 KL(softmax(z_t / T) || softmax(z_s / T))``, the mean over all
     positions (Hinton, Vinyals and Dean, arXiv 1503.02531). The logits are the
     output of the last quantized layer in the order of
-    ``model.named_modules()``, in classifiers the head's.
+    ``model.named_modules()``, in classifiers the head's; layers of auxiliary
+    heads (``aux...``) do not count.
 
     Args:
         loss_weight (float): Factor on the loss. Defaults to 1.0.
         temperature (float): T. Defaults to 4.0.
+        layer (str, optional): Name pattern of the layer whose output the
+            logits are. Defaults to None: as above.
 
     Raises:
-        ValueError: If ``loss_weight`` is negative or ``temperature`` is not
-            positive.
+        ValueError: If ``loss_weight`` is negative, ``temperature`` is not
+            positive or ``layer`` is no name.
 
     Examples:
         >>> import torch
@@ -37,10 +40,12 @@ class LogitKD(DistillationLoss):
 
     label = 'kd'
     last_layer_only = True
+    takes_empty = True
 
     def __init__(self,
                  loss_weight: float = 1.0,
-                 temperature: float = 4.0) -> None:
+                 temperature: float = 4.0,
+                 layer: str | None = None) -> None:
         super().__init__()
         if not is_number(loss_weight, 0):
             raise ValueError('loss_weight must be a number >= 0, got '
@@ -48,6 +53,10 @@ class LogitKD(DistillationLoss):
         if not is_number(temperature, 0) or temperature == 0:
             raise ValueError('temperature must be a number > 0, got '
                              f'{temperature!r}')
+        if layer is not None and not (layer and isinstance(layer, str)):
+            raise ValueError('layer must be the name of a layer, got '
+                             f'{layer!r}')
+        self.layer = layer
         self.loss_weight = loss_weight
         self.temperature = temperature
 
@@ -74,10 +83,11 @@ class LogitKD(DistillationLoss):
             F.log_softmax(z.float() / self.temperature, channel_axis)
             for z in (student, teacher.detach()))
         divergence = F.kl_div(own, other, reduction='sum', log_target=True)
-        positions = student.numel() / student.shape[channel_axis]
+        classes = student.shape[channel_axis]
+        positions = max(student.numel(), 1) / max(classes, 1)
         return divergence * (
             self.loss_weight * self.temperature**2 / positions)
 
     def extra_repr(self) -> str:
         return (f'loss_weight={self.loss_weight}, '
-                f'temperature={self.temperature}')
+                f'temperature={self.temperature}, layer={self.layer!r}')

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .._compat.restoring import kept_modes
-from .._compat.whole_files import whole_file
+from .._compat.whole_files import write_whole
 from ..layers import quantized_layers
 from ..options import FLOAT_BITS
 from ..version import __version__
@@ -168,7 +168,7 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
     times = tuple(
         Latency(size, *latencies(runs, example[:size]))
         for size in sorted({1, min(LARGEST_TIMED, len(example))}))
-    _write(path, content)
+    write_whole(path, lambda file: file.write(content))
     return ExportReport(
         str(path), len(content), len(in_float),
         models[0].opset_imports[''], found[best], times,
@@ -180,16 +180,6 @@ def content_of(model: ir.Model) -> bytes:
     from onnx_ir import to_proto
 
     return to_proto(model).SerializeToString()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write all of ``content``, or leave ``path`` as it is.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    with whole_file(path, 'Export again once that is mended.') as part:
-        Path(part).write_bytes(content)
 
 
 def check_onnx(model: nn.Module, example: Tensor) -> None:

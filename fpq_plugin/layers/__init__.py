@@ -3,6 +3,12 @@
 from .attention_products import AttentionProducts
 from .attention_projections import InProjection, QuantizedInProjection
 from .backends import Backend, get_backend, register_backend
+from .branches import (
+    allow_reparameterizing,
+    branches,
+    refuse_reparameterizing,
+)
+from .computed_weights import copy_module, find_weight, read_weight, sources
 from .conv_linear import (
     QuantizedConv1d,
     QuantizedConv2d,
@@ -12,15 +18,14 @@ from .conv_linear import (
     QuantizedConvTranspose3d,
     QuantizedLinear,
 )
+from .derived_layers import quantized_type, why_float
 from .quantized_layer import (
     QuantizedLayer,
-    allow_reparameterizing,
     quantizable_types,
     quantized_layers,
-    quantized_type,
-    refuse_reparameterizing,
     register_layer,
 )
+from .rewriting import refuse_bypassing, refuse_lazy
 from .routing import (
     register_attention,
     register_weight_reader,
@@ -34,8 +39,10 @@ __all__ = [
     'QuantizedConv2d', 'QuantizedConv3d', 'QuantizedConvTranspose1d',
     'QuantizedConvTranspose2d', 'QuantizedConvTranspose3d',
     'QuantizedInProjection', 'QuantizedLayer', 'QuantizedLinear',
-    'allow_reparameterizing', 'get_backend', 'quantizable_types',
-    'quantized_layers', 'quantized_type', 'refuse_reparameterizing',
-    'register_attention', 'register_backend', 'register_layer',
-    'register_weight_reader', 'route', 'route_attention', 'unroute'
+    'allow_reparameterizing', 'branches', 'copy_module', 'find_weight',
+    'get_backend', 'quantizable_types', 'quantized_layers', 'quantized_type',
+    'read_weight', 'refuse_bypassing', 'refuse_lazy',
+    'refuse_reparameterizing', 'register_attention', 'register_backend',
+    'register_layer', 'register_weight_reader', 'route', 'route_attention',
+    'sources', 'unroute', 'why_float'
 ]

@@ -3,10 +3,12 @@
 torch computes them in one function from the module's parameters
 (``in_proj_weight``, ``out_proj.weight``) and calls no layer. Routed, it has
 a layer for each input projection beside the parameters, and calls
-``out_proj``.
+``out_proj``. ``nn.TransformerEncoder`` would hand it nested tensors.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +70,9 @@ class QuantizedInProjection(QuantizedLayer, InProjection):
 
     channel_axis = -1
 
+    def weight_source(self) -> tuple[nn.Module, str]:
+        return self._attention[0], self._weight_name
+
     def op(self,
            x: Tensor,
            weight: Tensor,
@@ -102,6 +107,13 @@ class RoutedMultiheadAttention(RoutedModule, nn.MultiheadAttention):
             delattr(self, f'{name}_projection')
         self._qkv_same_embed_dim = packed
         super().leave()
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        # A projection that came before the weights was left incomplete.
+        for child in self.children():
+            if isinstance(child, QuantizedLayer):
+                child.complete()
 
     def forward(self,
                 query: Tensor,
@@ -183,6 +195,28 @@ class RoutedMultiheadAttention(RoutedModule, nn.MultiheadAttention):
             return None
         # Keys that bias_k and add_zero_attn appended are never masked.
         return F.pad(total, (0, k.shape[2] - total.shape[-1]))
+
+
+@register_routed(nn.TransformerEncoder)
+class RoutedTransformerEncoder(RoutedModule, nn.TransformerEncoder):
+    """``nn.TransformerEncoder`` that never makes nested tensors.
+
+    With them padding is left out, which only torch's fused layers can.
+    """
+
+    @classmethod
+    def enter(cls, module: nn.TransformerEncoder) -> None:
+        module.float_use_nested_tensor = module.use_nested_tensor
+        module.use_nested_tensor = False
+        super().enter(module)
+
+    def leave(self) -> None:
+        self.use_nested_tensor = self.float_use_nested_tensor
+        del self.float_use_nested_tensor
+        super().leave()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return nn.TransformerEncoder.forward(self, *args, **kwargs)
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,11 +16,16 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .attention_products import AttentionProducts, ProductCalls
+from .computed_weights import parametrized_base
 
 # By dotted name: no package need be imported to be known.
-_READERS = {'torch.nn.modules.activation.MultiheadAttention'}
+_READERS = {
+    'torch.nn.modules.activation.MultiheadAttention',
+    'torch.nn.modules.transformer.TransformerEncoder',
+}
 _ATTENTION = {'torch.nn.modules.activation.MultiheadAttention'}
-_MADE: dict[type[nn.Module], type[nn.Module]] = {}
+_WRITTEN: dict[type[nn.Module], Any] = {}  # by register_routed
+_MADE: dict[type[nn.Module], Any] = {}  # at run time
 
 
 def register_weight_reader(kind: type[nn.Module]) -> type[nn.Module]:
@@ -105,6 +110,10 @@ class RoutedModule(nn.Module):
             del self.products
         self.__class__ = self.unrouted_type
 
+    def __reduce_ex__(self, protocol):
+        state = super().__reduce_ex__(protocol)[2:]
+        return new_routed, (self.unrouted_type, ), *state
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with _CallLayers(self):
             return self.unrouted_type.forward(self, *args, **kwargs)
@@ -116,9 +125,9 @@ class _CallLayers(TorchFunctionMode):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.layers = {
-            id(child.weight): child
+            id(child._parameters['weight']): child
             for child in module.children()
-            if isinstance(getattr(child, 'weight', None), nn.Parameter)
+            if child._parameters.get('weight') is not None
         }
         self.products = None
         if 'products' in module._modules:
@@ -217,7 +226,7 @@ def register_routed(kind: type[nn.Module]) -> Callable:
 
     def register(cls: type[RoutedModule]) -> type[RoutedModule]:
         cls.unrouted_type = kind
-        _MADE[kind] = cls
+        _WRITTEN[kind] = cls
         return cls
 
     return register
@@ -227,15 +236,31 @@ def _is_one_of(kind: type[nn.Module], paths: set[str]) -> bool:
     return any(_path(base) in paths for base in kind.__mro__)
 
 
+def new_routed(kind: type[nn.Module]) -> nn.Module:
+    """An empty routed module of a float type, for a pickle to fill."""
+    made = _routed_type(kind)
+    return made.__new__(made)
+
+
 def _routed_type(kind: type[nn.Module]) -> type[RoutedModule]:
-    if kind not in _MADE:
-        _MADE[kind] = type(
-            f'Routed{kind.__name__}', (RoutedModule, kind),
-            dict(
-                __doc__=f'``{kind.__name__}``, routed.',
-                __module__=__name__,
-                unrouted_type=kind))
-    return _MADE[kind]
+    known = _WRITTEN.get(kind) or _MADE.get(kind)
+    if known is not None:
+        return known
+    near: Any = next((k for k in kind.__mro__ if k in _WRITTEN), None)
+    bases: tuple[type, ...] = RoutedModule, kind
+    if near is not None:
+        # A forward of its own comes first, and calls that of the routed one.
+        own = kind.forward is not near.forward
+        bases = (kind, _WRITTEN[near]) if own else (_WRITTEN[near], kind)
+    made = type(
+        f'Routed{kind.__name__}', bases,
+        dict(
+            __doc__=f'``{kind.__name__}``, routed.',
+            __module__=__name__,
+            unrouted_type=kind))
+    if parametrized_base(kind) is None:  # that is a class of one module
+        _MADE[kind] = made
+    return made
 
 
 def _path(kind: type) -> str:

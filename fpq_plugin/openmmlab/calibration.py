@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from rich.console import Console
 from rich.progress import track
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from .._compat.restoring import same_randomness
 from ..calibrate import calibrate, uninitialized
@@ -20,15 +20,18 @@ from ..quantizers import named_quantizers
 from .model_families import calibration_forward, forward_loss
 
 
-def calibration_batches(loader: DataLoader, num_images: int, seed: int,
+def calibration_batches(loader: Any, num_images: int, seed: int,
                         progress: bool) -> Iterator[Any]:
     """Batches of ``num_images`` training images, drawn without repetition.
 
     They go through the training pipeline and the loader's own collate
-    function, in the calling process.
+    function, in the calling process, and are no larger than the loader's own.
+    Where images cannot be drawn (an iterable set, samples that are batches),
+    they are the first that the loader's set gives.
 
     Args:
-        loader (DataLoader): The training data loader.
+        loader (DataLoader): The training data loader, or any iterable of
+            batches.
         num_images (int): How many images.
         seed (int): Seed of the draw.
         progress (bool): Whether to show a progress bar.
@@ -37,25 +40,79 @@ def calibration_batches(loader: DataLoader, num_images: int, seed: int,
         Any: What the loader's collate function returns.
 
     Raises:
-        ValueError: If the training set has fewer images, or no length.
+        ValueError: If the training set has fewer images.
     """
-    dataset = loader.dataset
-    if not hasattr(dataset, '__len__'):
-        raise ValueError('calibration: the training set is an iterable '
-                         'without a length; FPQ needs one with a length')
-    if len(dataset) < num_images:
-        raise ValueError(
-            f'calibration.num_images: {num_images} images asked for, the '
-            f'training set has {len(dataset)}. Lower it in the fpq options.')
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(dataset), generator=generator)
-    batch_size = min(loader.batch_size or 32, num_images)
-    batches = DataLoader(
-        Subset(dataset, order[:num_images].tolist()),
-        batch_size=batch_size,
-        collate_fn=loader.collate_fn)
+    if _can_draw(loader):
+        batches = _drawn(loader, num_images, seed)
+    else:
+        batches = _first(loader, num_images)
     yield from track(batches, 'drawing images', console=Console(stderr=True),
                      disable=not progress)
+
+
+def _can_draw(loader: Any) -> bool:
+    """Whether any sample of the set is one image, got by its number."""
+    return (isinstance(loader, DataLoader)
+            and not isinstance(loader.dataset, IterableDataset)
+            and hasattr(loader.dataset, '__len__')
+            and loader.batch_sampler is not None)
+
+
+def _drawn(loader: DataLoader, num_images: int, seed: int) -> Any:
+    dataset: Any = loader.dataset
+    if len(dataset) < num_images:
+        raise _too_few(num_images, len(dataset))
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(dataset), generator=generator)
+    # A batch sampler may be of any kind: by one image no batch is too large.
+    own = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
+    return DataLoader(
+        Subset(dataset, order[:num_images].tolist()),
+        batch_size=min(own if isinstance(own, int) else 1, num_images),
+        collate_fn=loader.collate_fn)
+
+
+def _first(loader: Any, num_images: int) -> Iterator[Any]:
+    batches = loader
+    if isinstance(loader, DataLoader):  # without its workers
+        iterable = isinstance(loader.dataset, IterableDataset)
+        batches = DataLoader(
+            loader.dataset,
+            batch_size=loader.batch_size,
+            sampler=None if iterable else loader.sampler,
+            collate_fn=loader.collate_fn)
+    number = 0
+    for batch in batches:
+        number += images_in(batch)
+        yield batch
+        if number >= num_images:
+            return
+    raise _too_few(num_images, number)
+
+
+def images_in(batch: Any) -> int:
+    """How many images a batch has; of several views the first's."""
+    while True:
+        if isinstance(batch, Mapping):
+            batch = batch.get('inputs', next(iter(batch.values()), None))
+        elif isinstance(batch, torch.Tensor):
+            return len(batch) if batch.dim() else 1
+        elif not isinstance(batch, (tuple, list)) or not batch:
+            return 1
+        elif isinstance(batch[0], Mapping) or _is_image(batch[0]):
+            return len(batch)
+        else:
+            batch = batch[0]
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() == 3
+
+
+def _too_few(wanted: int, found: int) -> ValueError:
+    return ValueError(
+        f'calibration.num_images: {wanted} images asked for, the training '
+        f'set has {found}. Lower it in the fpq options.')
 
 
 def calibrate_run(runner: Runner, model: nn.Module, num_images: int) -> None:

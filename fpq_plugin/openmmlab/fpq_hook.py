@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
+from weakref import ref
 
-from mmengine.dist import get_rank
-from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.dist import get_rank, is_main_process
+from mmengine.hooks import CheckpointHook
+from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
+from .._compat.whole_files import remove_parts
 from ..calibrate import leave_uncalled, uninitialized
 from ..layer_table import LayerTable
 from ..layers import quantized_layers
 from ..options import FLOAT_BITS, refuse_unmatched
-from ..param_groups import separate_scales
-from ..quantizers import named_quantizers
+from ..quantizers import describe, named_quantizers
 from ..recipe import Recipe
 from ..state import (
     bare_state,
@@ -30,17 +29,20 @@ from ..state import (
 )
 from ..version import __version__
 from .calibration import calibrate_run
-from .config_checks import warn_of_unread_options
 from .export_run import ExportAtEnd
 from .guards import refuse_non_finite
 from .model_families import behind_proposals, convert_mm_model, unwrap
-from .resuming import remove_parts, settle_resume
-from .teacher import TeacherOfRun
+from .optimizer import rebuild_optimizer, require_optim_config, wrappers_of
+from .run_checks import refuse_other_runner, refuse_unfit_training
+from .runs import RunAware, is_training
+from .stored import complete, quantizers_of, refuse_averaged_part
+from .teacher import TeacherOfRun, full_precision_of
 from .training_session import TrainingSession
+from .wrapping import freeze_idle, wrap_again
 
 
 @HOOKS.register_module()
-class FPQHook(Hook):
+class FPQHook(RunAware):
     """Trains the Runner's model with feature-perturbed quantization.
 
     Put it under ``default_hooks`` of any config whose weights come from a
@@ -74,6 +76,7 @@ class FPQHook(Hook):
         self._export = ExportAtEnd(self.recipe)
         self._table = LayerTable()
         self._optim_wrapper: OptimWrapper | None = None
+        self._runner: Any = None
 
     def convert(self, model: nn.Module) -> LayerTable:
         """Quantize ``model`` in place as the options say.
@@ -85,26 +88,49 @@ class FPQHook(Hook):
 
     # -- before_run: training, validation and test ------------------------
 
+    def check_run(self, runner: Any, verb: str) -> None:
+        """Refuse a run that FPQ cannot be in, before anything is changed.
+
+        Raises:
+            TypeError: If the Runner is of another kind.
+            ValueError: If an option or a part of it does not go with FPQ.
+        """
+        if self.recipe.is_float():
+            return
+        refuse_other_runner(runner)
+        if verb == 'train':
+            refuse_unfit_training(runner)
+
     def before_run(self, runner: Runner) -> None:
         """Convert the model; for training, rebuild what was built on it."""
         if self.recipe.is_float():
             runner.logger.info('FPQ is off: weight and activation are float')
             return
+        training = is_training(runner)
+        self.check_run(runner, 'train' if training else 'test')
+        self._meet(runner)
         model = unwrap(runner.model)
-        training = _is_training(runner)
         if training:
-            remove_parts(runner)
-            settle_resume(runner)
+            refuse_averaged_part(runner, model)
+            require_optim_config(runner)
+            if is_main_process():
+                remove_parts(runner.work_dir)
             self._teacher.require_start(runner, model)
             if self.recipe.distillation and self._teacher.model is None:
                 self._teacher.copy(model)
-            warn_of_unread_options(runner)
         if not quantized_layers(model):
             self._convert(runner, model)
         refuse_unmatched('fpq.distill_skip', self.recipe.distill_skip,
                          list(quantized_layers(model)))
         if training and runner.optim_wrapper is not self._optim_wrapper:
-            self._rebuild_optimizer(runner, model)
+            rebuild_optimizer(runner, model, self.recipe.scale_lr_mult)
+            self._optim_wrapper = runner.optim_wrapper
+
+    def _meet(self, runner: Runner) -> None:
+        """Begin anew with another Runner than the last one."""
+        if self._runner is not None and self._runner() is not runner:
+            self._teacher = TeacherOfRun(self.recipe.teacher)
+        self._runner = ref(runner)
 
     def _convert(self, runner: Runner, model: nn.Module) -> None:
         runner.logger.info(f'FPQ {__version__}, {self.recipe.describe()}')
@@ -112,29 +138,7 @@ class FPQHook(Hook):
         runner.logger.info(
             f'FPQ {__version__} quantizes {len(self._table.quantized())} '
             f'of {len(self._table)} layers:\n{self._table}')
-        if is_model_wrapper(runner.model):
-            # The old wrapper's reducer knows nothing of the scales.
-            runner.model = model
-            runner.model = runner.wrap_model(
-                copy.deepcopy(runner.cfg.get('model_wrapper_cfg')), model)
-
-    def _rebuild_optimizer(self, runner: Runner, model: nn.Module) -> None:
-        """Optimizer and schedulers again, now that the scales exist."""
-        if runner.cfg.get('optim_wrapper') is None:
-            raise ValueError(
-                'FPQ rebuilds the optimizer from the config, and this Runner '
-                'has none: build it with Runner.from_cfg(cfg), or pass '
-                'cfg=dict(optim_wrapper=..., param_scheduler=...) to it')
-        runner.optim_wrapper = runner.build_optim_wrapper(
-            copy.deepcopy(runner.cfg.optim_wrapper))
-        runner.param_schedulers = None
-        runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
-        optimizers = [w.optimizer for w in _wrappers(runner.optim_wrapper)]
-        separate_scales(model, optimizers, self.recipe.scale_lr_mult)
-        schedulers = copy.deepcopy(runner.cfg.get('param_scheduler'))
-        if schedulers is not None:
-            runner.param_schedulers = runner.build_param_scheduler(schedulers)
-        self._optim_wrapper = runner.optim_wrapper
+        wrap_again(runner)
 
     # -- load_or_resume ---------------------------------------------------
 
@@ -144,15 +148,18 @@ class FPQHook(Hook):
             return
         model = unwrap(runner.model)
         state = bare_state(checkpoint)
-        training = _is_training(runner)
+        training = is_training(runner)
         what = f'the checkpoint {runner._load_from or "in the work directory"}'
         if training:
             what = f'{"resume" if runner._resume else "load_from"}: {what}'
+        meta = (checkpoint.get('meta') or {}).get('fpq') or {}
+        fresh = ('start anew, without --resume and in another work '
+                 f'directory, with load_from={full_precision_of(meta)}')
         way_out = {
-            (True, True): 'Resume with the config that made it, or start '
-            'anew from it with load_from and without --resume.',
-            (True, False): 'Use the bits it was trained with, or start from '
-            'the full-precision checkpoint.',
+            (True, True): 'Resume with the config that made it. For other '
+            f'quantizers {fresh}',
+            (True, False): 'Use the quantizers that it was trained with. For '
+            f'others {fresh}',
             (False, False): 'Test a checkpoint with the config that it was '
             'trained with; a full-precision one with a config without FPQ.',
         }[training, training and runner._resume]
@@ -162,14 +169,14 @@ class FPQHook(Hook):
             checkpoint.get('state_dict', checkpoint).update(
                 quantizer_state(model))
             return
-        refuse_other_quantization(model, state, what, way_out)
+        refuse_other_quantization(model, state, what, way_out,
+                                  quantizers_of(checkpoint, model))
         if training and not runner._resume:
             runner.logger.warning(
                 f'FPQ: {what} is a quantized model: training goes on from its '
                 'weights and scales and, unless fpq.teacher names another, '
                 'with its teacher. To start anew, set load_from to the '
                 'full-precision checkpoint')
-        meta = checkpoint.get('meta', {}).get('fpq', {})
         self._teacher.student_loaded(meta.get('teacher'))
 
     # -- before_train -----------------------------------------------------
@@ -181,12 +188,15 @@ class FPQHook(Hook):
         self.close()
         model = unwrap(runner.model)
         self._teacher.fill_student(runner, model)
+        self._teacher.fills_student = False  # not when it trains again
         if self.recipe.distillation:
             self._teacher.settle(runner, model)
         if uninitialized(model):
             calibrate_run(runner, model, self.recipe.calibration_images())
         self._export.check(runner, model)
         self._tell_uncalled(runner, model)
+        if freeze_idle(model):
+            wrap_again(runner)
         self._count_micro_batches(runner, model)
         self.session = TrainingSession(
             model,
@@ -209,7 +219,7 @@ class FPQHook(Hook):
     def _count_micro_batches(self, runner: Runner, model: nn.Module) -> None:
         """Tell the quantizers of gradient accumulation (LSQ's n)."""
         number = max(w._accumulative_counts
-                     for w in _wrappers(runner.optim_wrapper))
+                     for w in wrappers_of(runner.optim_wrapper))
         for quantizer in named_quantizers(model).values():
             quantizer.micro_batches = number
 
@@ -275,10 +285,18 @@ class FPQHook(Hook):
         Raises:
             FloatingPointError: If a parameter is not finite.
         """
-        if not self.recipe.is_float():
-            refuse_non_finite(unwrap(runner.model))
-            checkpoint['meta']['fpq'] = dict(
-                version=__version__, teacher=self._teacher.record)
+        if self.recipe.is_float():
+            return
+        model = unwrap(runner.model)
+        refuse_non_finite(model)
+        complete(checkpoint['state_dict'], model)
+        checkpoint['meta']['fpq'] = dict(
+            version=__version__,
+            teacher=self._teacher.record,
+            quantizers={
+                name: describe(quantizer) for name, quantizer in
+                named_quantizers(model, False).items()
+            })
 
     # -- after_train ------------------------------------------------------
 
@@ -294,11 +312,15 @@ class FPQHook(Hook):
         """End the session, however the training ended.
 
         The Runner's ``train`` calls it at an error or an interrupt too, so
-        that training again in the same process starts clean.
+        that training again in the same process starts clean: from the
+        student as it is then, with the teacher that it had.
         """
-        if self.session is not None:
-            self.session.close()
-            self.session = self._teacher.model = None
+        if self.session is None:
+            return
+        self.session.close()
+        self.session = self._teacher.model = None
+        if self._teacher.record is not None:
+            self._teacher.student_loaded(self._teacher.record)
 
     def _summary(self) -> str:
         rows = self._table
@@ -309,21 +331,3 @@ class FPQHook(Hook):
                 f' weights {rows.weight_bytes() / 1e6:.3f} MB, '
                 f'{full.weight_bytes() / 1e6:.3f} MB in float32'
                 f'{self.session.summary() if self.session else ""}')
-
-
-def end_sessions(runner: Runner) -> None:
-    """End the session of every FPQHook, after training or an error."""
-    for hook in runner.hooks:
-        if isinstance(hook, FPQHook):
-            hook.close()
-
-
-def _is_training(runner: Runner) -> bool:
-    """Whether ``runner.train()`` has built the optimizer."""
-    return isinstance(runner.optim_wrapper, OptimWrapper)
-
-
-def _wrappers(optim_wrapper: OptimWrapper) -> list[OptimWrapper]:
-    if isinstance(optim_wrapper, OptimWrapperDict):
-        return list(optim_wrapper.values())
-    return [optim_wrapper]

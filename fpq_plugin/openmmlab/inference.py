@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from mmengine import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
-from torch import nn
+from torch import Tensor, nn
 
 from .._compat.safe_loading import load_file
 from ..state import (
@@ -17,9 +18,11 @@ from ..state import (
     load_exactly,
     refuse_other_architecture,
     refuse_other_quantization,
+    refuse_unlike_part,
 )
 from .config_checks import recipe_of
-from .model_families import convert_mm_model
+from .model_families import convert_mm_model, unwrap
+from .stored import quantizers_of
 
 
 def load_model(config: str | Config,
@@ -58,10 +61,27 @@ def load_model(config: str | Config,
         convert_mm_model(model, recipe)
         refuse_other_quantization(
             model, state, what,
-            'Use the config that the model was trained with.')
+            'Use the config that the model was trained with.',
+            quantizers_of(content, model))
     else:
         refuse_other_architecture(float_state(model), state, what)
     load_exactly(model, state)
     model._config = cfg
     model._dataset_meta = content.get('meta', {}).get('dataset_meta')
     return model.to(device).eval()
+
+
+def refuse_latent_weights(model: nn.Module,
+                          state: Mapping[str, Tensor]) -> None:
+    """Refuse weights of FPQ for a model that is not quantized like them.
+
+    mmengine calls it (by a patch) before it loads anything.
+
+    Args:
+        model (nn.Module): The model to be filled.
+        state (Mapping[str, Tensor]): The state to be loaded.
+
+    Raises:
+        ValueError: With the way out.
+    """
+    refuse_unlike_part(unwrap(model), state)

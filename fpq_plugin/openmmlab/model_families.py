@@ -10,18 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mmengine.model import (
-    BaseAveragedModel,
-    BaseTTAModel,
-    is_model_wrapper,
-)
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
 
 from .._compat.restoring import same_randomness
 from ..layer_table import LayerTable
 from ..layers import Backend, get_backend, quantized_type
 from ..layers.routing import register_names
+from ..options import matches
 from ..recipe import Recipe
+from ..wrappers import refuse_wrapped
+from .averages import frozen_twins, refuse_averaged
 
 register_names(
     weight_readers=[
@@ -132,27 +131,6 @@ def layers_of_targets(model: nn.Module, backend: Backend) -> list[str]:
     return []
 
 
-def refuse_averaged(model: nn.Module) -> None:
-    """Stop before a model is converted that averages its own weights.
-
-    BYOL, MoCo and their like pair the parameters of two encoders by their
-    order. Scales of unlike bits would be averaged without a word.
-
-    Raises:
-        ValueError: If a submodule is an average of another.
-    """
-    averages = [name for name, module in model.named_modules()
-                if isinstance(module, BaseAveragedModel)]
-    if hasattr(model, 'momentum_update'):  # CAE's own average
-        averages.append('teacher')
-    if averages:
-        raise ValueError(
-            f'FPQ cannot quantize {type(model).__name__}: its '
-            f'{averages[0]!r} is a moving average of its own weights. '
-            'Train it in full precision, and quantize the model that is '
-            'fine-tuned from it.')
-
-
 def only_in_loss_mode(model: nn.Module) -> bool:
     """Whether ``mode='tensor'`` does not run the layers that training runs.
 
@@ -233,9 +211,34 @@ def convert_mm_model(model: nn.Module, recipe: Recipe) -> LayerTable:
         LayerTable: One row for each layer with a weight of two or more axes.
 
     Raises:
-        ValueError: If the model averages its own weights, or as
-            :meth:`~fpq_plugin.Recipe.convert`.
+        ValueError: If the model averages its own weights, or a part of it is
+            wrapped, or as :meth:`~fpq_plugin.Recipe.convert`.
     """
     refuse_averaged(model)
-    return recipe.convert(
-        model, layers_of_targets(model, get_backend(recipe.backend)))
+    refuse_wrapped(model, 'FPQ')
+    backend = get_backend(recipe.backend)
+    _refuse_twins(model, recipe, backend)
+    return recipe.convert(model, layers_of_targets(model, backend))
+
+
+def _refuse_twins(model: nn.Module, recipe: Recipe,
+                  backend: Backend) -> None:
+    """Refuse to quantize a part that looks like an average of another.
+
+    Raises:
+        ValueError: Naming the part.
+    """
+    for twin in frozen_twins(model):
+        names = [
+            name for name, module in model.named_modules()
+            if name.startswith(f'{twin}.')
+            and quantized_type(module, backend) is not None
+        ]
+        if not all(any(matches(name, skip) for skip in recipe.skip)
+                   for name in names):
+            raise ValueError(
+                f'FPQ would quantize {twin!r}, a frozen part that is built '
+                'as a trained one: an average of its weights, it seems. '
+                'Scales of unlike bits would be averaged. Train in full '
+                'precision; or, if nothing averages into it, leave it float '
+                f'by fpq.skip=[{twin!r}]')

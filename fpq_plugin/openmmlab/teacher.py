@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import io
 import os.path as osp
 from collections.abc import Mapping
 from typing import Any
@@ -15,88 +13,33 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from .._compat.safe_loading import load_file
-from .._compat.whole_files import whole_file
+from .._compat.whole_files import write_whole
 from ..convert import to_float
+from ..layers import copy_module
 from ..state import (
     bare_state,
-    first_few,
+    complete_state,
     float_state,
     load_exactly,
+    quantizer_state,
     refuse_other_architecture,
 )
-
-
-def starts_from_teacher(runner: Runner, model: nn.Module,
-                        teacher: str | None) -> bool:
-    """Refuse a run that would start from random weights.
-
-    Args:
-        runner (Runner): The runner, before it loads anything.
-        model (nn.Module): Its model.
-        teacher (str, optional): The hook's ``teacher``.
-
-    Returns:
-        bool: Whether only ``teacher`` gives the student its weights.
-
-    Raises:
-        ValueError: If there are no full-precision weights, or the file named
-            is missing or no checkpoint; the message names the key.
-    """
-    source = runner._load_from
-    if runner._resume:
-        return False
-    if source is not None:
-        if '://' not in source:
-            _require_checkpoint(source)
-        return False
-    pretrained = [
-        name for name, module in model.named_modules()
-        if _is_pretrained(getattr(module, 'init_cfg', None))
-    ]
-    if not pretrained and teacher is None:
-        raise ValueError(
-            'FPQ starts from a full-precision model, and none is given: set '
-            'load_from to its checkpoint (or fpq.teacher, or an init_cfg of '
-            'type Pretrained in the model)')
-    left = [
-        name for name, child in model.named_children()
-        if not any(p.split('.')[0] == name for p in pretrained)
-        and any(True for _ in child.parameters())
-    ]
-    if pretrained and '' not in pretrained and left and teacher is None:
-        runner.logger.warning(
-            'FPQ: init_cfg gives full-precision weights to '
-            f'{first_few(pretrained)} only; the teacher starts with random '
-            f'weights in {first_few(left)}')
-    return not pretrained
-
-
-def _require_checkpoint(path: str) -> None:
-    if not osp.isfile(path):
-        raise ValueError(f'load_from: no file {path!r}')
-    try:
-        load_file(path)
-    except ValueError as error:
-        raise ValueError(f'load_from: {error}') from error
-
-
-def _is_pretrained(init_cfg: Any) -> bool:
-    cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
-    return any(
-        isinstance(cfg, dict) and cfg.get('type') == 'Pretrained'
-        for cfg in cfgs)
+from .starting import starts_from_teacher
 
 
 def copy_float(model: nn.Module) -> nn.Module:
     """A full-precision copy of ``model``, converted or not, for a teacher."""
-    teacher = to_float(copy.deepcopy(model))
+    teacher = to_float(copy_module(model))
     teacher.requires_grad_(False)
     return teacher
 
 
 def fill_from_student(teacher: nn.Module, student: nn.Module) -> None:
     """Copy the student's latent weights and statistics to the teacher."""
-    load_exactly(teacher, float_state(student))
+    own = quantizer_state(student)
+    load_exactly(teacher, {key: value
+                           for key, value in complete_state(student).items()
+                           if key not in own})
 
 
 def fill_from_file(teacher: nn.Module, path: str, key: str) -> None:
@@ -131,17 +74,21 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def save_teacher(teacher: nn.Module, path: str) -> None:
-    """Write the teacher's weights, whole or not at all.
+    """Write the teacher's weights, whole or not at all."""
+    content = dict(state_dict=complete_state(teacher))
+    write_whole(path, lambda file: torch.save(content, file))
 
-    Raises:
-        OSError: If they cannot be written.
+
+def full_precision_of(record: Mapping[str, Any]) -> str:
+    """What messages call the weights that a quantized model came from.
+
+    Args:
+        record (Mapping): What a checkpoint's ``meta`` has under ``fpq``.
     """
-    with io.BytesIO() as content:
-        # Straight into a file torch hides why it cannot be written.
-        torch.save(dict(state_dict=teacher.state_dict()), content)
-        with whole_file(path, 'Mend that, or set work_dir, and start the run '
-                        'again.') as part, open(part, 'wb') as file:
-            file.write(content.getbuffer())
+    path = (record.get('teacher') or {}).get('path')
+    if path is not None and osp.isfile(path):
+        return f'{path!r}, its teacher'
+    return 'the full-precision checkpoint'
 
 
 class TeacherOfRun:
@@ -224,7 +171,7 @@ class TeacherOfRun:
         return ', a copy of the weights that the run starts from'
 
     def _settle_named(self, runner: Runner, path: str) -> None:
-        self.record = dict(mark=fingerprint(self.model.state_dict()),
+        self.record = dict(mark=fingerprint(complete_state(self.model)),
                            path=_absolute(path))
         past = (self._loaded or {}).get('mark', self.record['mark'])
         if past != self.record['mark']:
@@ -234,7 +181,7 @@ class TeacherOfRun:
 
     def _settle_fresh(self, runner: Runner, student: nn.Module) -> None:
         fill_from_student(self.model, student)
-        mark = fingerprint(self.model.state_dict())
+        mark = fingerprint(complete_state(self.model))
         path = osp.join(runner.work_dir, f'fpq_teacher_{mark}.pth')
         self.record = dict(mark=mark, path=_absolute(path))
         if is_main_process():
@@ -242,12 +189,14 @@ class TeacherOfRun:
 
     def _settle_recorded(self, runner: Runner) -> None:
         path = self._find(runner)
+        key = 'fpq.teacher (of the checkpoint)'
         try:
-            fill_from_file(self.model, path, 'fpq.teacher (of the checkpoint)')
+            fill_from_file(self.model, path, key)
         except ValueError as error:
-            raise ValueError(f'{error}. Set fpq.teacher to the full-precision '
-                             'checkpoint.') from error
-        if fingerprint(self.model.state_dict()) != self._loaded['mark']:
+            raise ValueError(
+                f'{error}. Set fpq.teacher to the full-precision checkpoint '
+                'that the run started from.') from error
+        if fingerprint(complete_state(self.model)) != self._loaded['mark']:
             raise ValueError(
                 f'fpq.teacher: {path!r} is not the teacher that the '
                 'checkpoint was trained with (other weights). Set '

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..convert import noise_clock
@@ -102,7 +103,8 @@ class TrainingSession:
             self.distiller.end(output)
         if output is None or not model.training:  # None: it raised an error
             return
-        if self.distiller is not None and is_loss_mode(kwargs):
+        if (self.distiller is not None and is_loss_mode(kwargs)
+                and torch.is_grad_enabled()):
             output.update({
                 f'loss_{label}': loss
                 for label, loss in self.distiller.losses().items()

@@ -1,24 +1,21 @@
 """Fake quantizers: one step per tensor or channel, learned or observed."""
 
 from .base_fake_quantize import BaseFakeQuantize
+from .description import KEY, describe, differences
 from .fake_quantize_function import fake_quantize, positive_step
+from .grid import Grid, Stage, along_channels, check_bits
 from .lsq import LSQFakeQuantize, LSQPlusFakeQuantize
+from .of_model import full_precision, named_quantizers, observing
 from .pact_dorefa import DoReFaFakeQuantize, PACTFakeQuantize
-from .quantizer import (
-    Grid,
-    Quantizer,
-    Stage,
-    along_channels,
-    check_bits,
-    full_precision,
-    named_quantizers,
-    observing,
-)
+from .quantizer import Quantizer, lasting
+from .ranges import weight_to_come
 from .torch_ao import TorchAOFakeQuantize
 
 __all__ = [
-    'BaseFakeQuantize', 'DoReFaFakeQuantize', 'Grid', 'LSQFakeQuantize',
-    'LSQPlusFakeQuantize', 'PACTFakeQuantize', 'Quantizer', 'Stage',
-    'TorchAOFakeQuantize', 'along_channels', 'check_bits', 'fake_quantize',
-    'full_precision', 'named_quantizers', 'observing', 'positive_step'
+    'KEY', 'BaseFakeQuantize', 'DoReFaFakeQuantize', 'Grid',
+    'LSQFakeQuantize', 'LSQPlusFakeQuantize', 'PACTFakeQuantize',
+    'Quantizer', 'Stage', 'TorchAOFakeQuantize', 'along_channels',
+    'check_bits', 'describe', 'differences', 'fake_quantize',
+    'full_precision', 'lasting', 'named_quantizers', 'observing',
+    'positive_step', 'weight_to_come'
 ]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable
 
 import torch
+from mmengine.dist import all_reduce
 from torch import Tensor
 from torch.ao.quantization import FakeQuantizeBase
 
-from .fake_quantize_function import fake_quantize
-from .quantizer import Grid, Quantizer, Stage
-
-OBSERVERS = ('min_max', 'mse')
+from .fake_quantize_function import STEP_FLOOR, fake_quantize
+from .grid import MAX_BITS, Grid, Stage
+from .quantizer import Quantizer, lasting
+from .ranges import OBSERVERS, fill_zeros, mse_range
 
 
 class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
@@ -53,6 +54,9 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
     """
 
     integer_zero_point = True
+    # What torch.ao's graph modes read of an observer.
+    eps = STEP_FLOOR
+    is_dynamic = False
 
     def __init__(self,
                  bits: int = 8,
@@ -101,9 +105,11 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
     def _make_scale(self, scale: Tensor) -> None:
         """Register ``scale`` (ones, final shape) as parameter or buffer."""
 
-    @torch.no_grad()
+    @lasting
     def observe(self, x: Tensor) -> None:
         """Widen the observed range by ``x``'s, as ``observer`` takes it."""
+        if x.numel() == 0:
+            return
         x = x.detach().float()
         if self.is_per_channel:
             self._fix_channels(x.shape[self.ch_axis])
@@ -145,15 +151,15 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
         """Whether :meth:`observe` has seen a tensor since the last reset."""
         return not bool((self.min_val > self.max_val).any())
 
-    @torch.no_grad()
+    @lasting
     def initialize(self) -> None:
         """Set step and zero point from the observed range.
 
         Asymmetric: ``s = (xmax - xmin) / (2^q - 1)`` (4) and ``z =
         round(qmax - xmax / s)`` (5), the range widened to hold 0 so that a
         zero, as a convolution's padding is, stays exact. Symmetric signed:
-        (4) with ``xmax = -xmin = max|x|``, z = 0. A range of width zero gets
-        the step 1, which keeps later values inside the clipping range.
+        (4) with ``xmax = -xmin = max|x|``, z = 0. A channel that is all zero
+        gets the mean range of the others; if all are, the quantizer waits.
 
         Raises:
             ValueError: If nothing, or something non-finite, was observed.
@@ -163,11 +169,27 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
             raise ValueError(
                 'the observed range is '
                 f'[{self.min_val.min():g}, {self.max_val.max():g}]')
-        step, zero = self._affine(self.min_val, self.max_val)
-        self.zero_point.copy_(zero)
-        self._set_step(step)
-        self._become(Stage.READY)
+        ranges = fill_zeros(self.min_val, self.max_val)
+        if ranges is not None:
+            self._tell_of_negative(self.max_val)
+            step, zero = self._affine(*ranges)
+            self.zero_point.copy_(zero)
+            self._set_step(step)
+        self._become(Stage.WAITING if ranges is None else Stage.READY)
         self.reset_observer()
+
+    def _tell_of_negative(self, high: Tensor) -> None:
+        if self.symmetric and not self.signed and (high < 0).any():
+            warnings.warn('all observed values are negative and will become '
+                          '0, the least value of symmetric=True with '
+                          'signed=False: leave signed out', stacklevel=3)
+
+    @lasting
+    def share_observed(self) -> None:
+        both = torch.stack([-self.min_val, self.max_val])
+        all_reduce(both, 'max')
+        torch.neg(both[0], out=self.min_val)
+        self.max_val.copy_(both[1])
 
     def _set_step(self, step: Tensor) -> None:
         """Start from ``step``, with ``zero_point`` set already."""
@@ -181,10 +203,27 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
     def calculate_qparams(self, **kwargs) -> tuple[Tensor, Tensor]:
         """Current step and zero point, as torch.ao's ``convert`` asks.
 
+        That clips at 8 bits, whatever these are: a warning says so.
+
         Raises:
             NotImplementedError: As :meth:`grid`.
         """
-        return self.grid().step, self.zero_point.clone()
+        grid = self.grid()
+        if self.num_bits < MAX_BITS:
+            warnings.warn(
+                f"{type(self).__name__} has {self.num_bits} bits, and "
+                "torch.ao's convert clips at 8 bits: its model answers "
+                'otherwise. fpq_plugin.export writes these', stacklevel=2)
+        return grid.step, self.zero_point.clone()
+
+    @property
+    def activation_post_process(self) -> BaseFakeQuantize:
+        """The observer that torch.ao's graph mode asks for: this itself."""
+        return self
+
+    @activation_post_process.deleter
+    def activation_post_process(self) -> None:
+        """torch.ao's convert takes observers off; this one stays."""
 
     def grid(self) -> Grid:
         """The integers that its values stand for.
@@ -259,43 +298,3 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
         super()._load_from_state_dict(state_dict, prefix, local_metadata,
                                       strict, missing_keys, unexpected_keys,
                                       error_msgs)
-
-
-# Shares of the full range that are tried.
-SHARES = 64
-# So many elements of a row speak for it.
-SAMPLE = 2**16
-
-
-def mse_range(low: Tensor, high: Tensor, rows: Tensor,
-              quantize: Callable[[Tensor, Tensor, Tensor], Tensor]
-              ) -> tuple[Tensor, Tensor]:
-    """Shrink ranges to where the mean squared quantization error is least.
-
-    Tried are ``k / 64`` of ``[low, high]``, k = 1 to 64, the same for both
-    ends, so that a quantizer that holds the whole range is among them. Of
-    rows longer than 65,536 so many elements, the same in each call, count.
-
-    Args:
-        low (Tensor): Lowest value of each row, of shape (C,).
-        high (Tensor): Highest value of each row, of shape (C,).
-        rows (Tensor): The values, of shape (C, n).
-        quantize (Callable): Of rows, lowest and highest value to hold the
-            quantized rows.
-
-    Returns:
-        tuple: The shrunk ``low`` and ``high``, each of shape (C,).
-    """
-    if rows.shape[1] > SAMPLE:
-        same = torch.Generator().manual_seed(0)
-        chosen = torch.randint(rows.shape[1], (SAMPLE, ), generator=same)
-        rows = rows[:, chosen.to(rows.device)]
-    least = torch.full_like(low, torch.inf)
-    best = torch.ones_like(low)
-    for k in range(SHARES, 0, -1):
-        share = k / SHARES
-        error = (quantize(rows, low * share, high * share) - rows).square()
-        error = error.mean(dim=1)
-        best = torch.where(error < least, share, best)
-        least = torch.minimum(error, least)
-    return low * best, high * best

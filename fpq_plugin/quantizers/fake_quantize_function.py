@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._compat.kernels import CompiledFunction, compiled, constant
-from .quantizer import along_channels
+from .grid import along_channels
 
 _MOST_ROWS = 2**10
 
@@ -109,8 +109,8 @@ def _memory_format(x: Tensor) -> torch.memory_format | None:
 
 
 def _run(kernel: CompiledFunction, maps: tuple[Tensor, ...], scale: Tensor,
-         zero_point: Tensor, ch_axis: int | None,
-         *numbers: float) -> Any:
+         zero_point: Tensor, ch_axis: int | None, *numbers: float,
+         trains: bool = True) -> Any:
     """Run ``kernel`` on maps of one shape, the last of which is ``x``.
 
     The compiled kernel sees memory in its own order, as one row or as one
@@ -119,7 +119,8 @@ def _run(kernel: CompiledFunction, maps: tuple[Tensor, ...], scale: Tensor,
     """
     x = maps[-1]
     memory_format = (
-        _memory_format(x) if not ch_axis and kernel.pays(x) else None)
+        _memory_format(x) if not ch_axis and kernel.pays(x, trains) else
+        None)
     if memory_format is None:
         return kernel.plain(*maps, along_channels(scale, x, ch_axis),
                             along_channels(zero_point, x, ch_axis), *numbers)
@@ -193,11 +194,11 @@ class FakeQuantizeFunction(Function):
 
     @staticmethod
     def forward(ctx, x, scale, zero_point, quant_min, quant_max, ch_axis,
-                grad_factor):
+                grad_factor, trains):
         ctx.save_for_backward(x, scale, zero_point)
         ctx.settings = (quant_min, quant_max, ch_axis, grad_factor)
         out = _run(_quantize, (x, ), scale, zero_point, ch_axis, quant_min,
-                   quant_max)
+                   quant_max, trains=trains)
         return (out if out.shape == x.shape else out.as_strided_(
             x.shape, x.stride()))
 
@@ -208,7 +209,7 @@ class FakeQuantizeFunction(Function):
             _FakeQuantizeBackward.apply
             if torch.is_grad_enabled() else _backward)
         grad_x, grad_scale = run(grad, *ctx.saved_tensors, *ctx.settings)
-        return grad_x, grad_scale, None, None, None, None, None
+        return grad_x, grad_scale, *(None, ) * 6
 
 
 def fake_quantize(x: Tensor,
@@ -238,5 +239,7 @@ def fake_quantize(x: Tensor,
     Returns:
         Tensor: ``x_hat`` of ``x``'s shape and dtype.
     """
+    # Inside of the function gradients are off.
+    trains = torch.is_grad_enabled()
     return FakeQuantizeFunction.apply(x, scale, zero_point, quant_min,
-                                      quant_max, ch_axis, grad_factor)
+                                      quant_max, ch_axis, grad_factor, trains)

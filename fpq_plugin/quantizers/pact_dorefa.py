@@ -135,6 +135,8 @@ class DoReFaFakeQuantize(BaseFakeQuantize):
         return positive_step(self.scale)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
+        if x.numel() == 0:
+            return x
         others = [
             d for d in range(x.dim())
             if not self.is_per_channel or d != self.ch_axis % x.dim()
@@ -142,9 +144,11 @@ class DoReFaFakeQuantize(BaseFakeQuantize):
         wide = x.to(torch.promote_types(x.dtype, self.scale.dtype))
         most = wide.detach().abs().amax(others, keepdim=True)
         squeezed = torch.tanh(wide)
-        floor = torch.finfo(squeezed.dtype).tiny
-        squeezed = squeezed * most / squeezed.abs().amax(
-            others, keepdim=True).clamp_min(floor)
+        peak = squeezed.abs().amax(others, keepdim=True)
+        # M / max|tanh| is 1 where both are 0, and lets the gradient through.
+        zero = most == 0
+        squeezed = squeezed * most.masked_fill(zero, 1) / torch.where(
+            zero, 1, peak)
         step = positive_step(2 * most / (self.quant_max - self.quant_min))
         if self.training:
             with torch.no_grad():

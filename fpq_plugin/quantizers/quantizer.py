@@ -2,65 +2,56 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import IntEnum
+from abc import ABC, ABCMeta, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import wraps
 from types import MappingProxyType
+from typing import Any, TypeVar
 
 import torch
 from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
+from .description import KEY, describe, differences
+from .grid import Grid, Stage, along_channels, check_bits
+from .ranges import weight_to_come
 
-@dataclass(frozen=True)
-class Grid:
-    """Values ``(q - zero_point) * step``, q an integer of a range, eq. (3).
+F = TypeVar('F', bound=Callable[..., Any])
 
-    Attributes:
-        step (Tensor): Positive, in units of the input, (1,) or (C,).
-        zero_point (Tensor): Integers, of ``step``'s shape.
-        quant_min (int): Lowest q.
-        quant_max (int): Highest q.
-        ch_axis (int, optional): Axis that has a step for each index, if any.
+
+def lasting(method: F) -> F:
+    """Decorator: state that ``method`` makes outlives inference mode.
+
+    It runs without gradient.
     """
 
-    step: Tensor
-    zero_point: Tensor
-    quant_min: int
-    quant_max: int
-    ch_axis: int | None = None
+    @wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode(False), torch.no_grad():
+            return method(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
 
 
-MIN_BITS, MAX_BITS = 2, 8
+class _Trainable(ABCMeta):
+    """Makes its classes' parameters outside of inference mode."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode(False):
+            return super().__call__(*args, **kwargs)
 
 
-class Stage(IntEnum):
-    """Where a quantizer is in its life, as its state's ``initialized`` says.
-
-    Attributes:
-        NEW: It has no step yet.
-        READY: It has a step, and quantizes.
-        IDLE: No forward reaches it; it passes its input on.
-        OBSERVING: It collects the range of what it sees; never stored.
-    """
-
-    NEW = 0
-    READY = 1
-    IDLE = 2
-    OBSERVING = 3
-
-
-class Quantizer(ABC, nn.Module):
+class Quantizer(ABC, nn.Module, metaclass=_Trainable):
     """What calibration, SFP, optimizer groups and checkpoints know.
 
     Life (:class:`Stage`): built new; *calibrated* (:meth:`observe` on data,
     then :meth:`initialize`); then it fake quantizes. One that is used in
     training before it was calibrated initialises itself from that first
     tensor, as LSQ does; in eval mode or in distributed training that is an
-    error, since ranks would disagree without a word. One that no forward
-    reaches can be left idle (:meth:`leave_float`).
+    error, since ranks would disagree without a word. One that has seen only
+    zeros waits, and passes its input on, until a training batch has other
+    values. One that no forward reaches can be left idle
+    (:meth:`leave_float`). Tensors without elements count for nothing.
 
     ``initialized`` (the stage) and ``bits`` are part of the ``state_dict``.
     Loading a state of other bits is refused.
@@ -132,15 +123,32 @@ class Quantizer(ABC, nn.Module):
     def initialize(self) -> None:
         """Set step and zero point from what was observed: now it is ready.
 
+        If that was all zero it waits.
+
         Raises:
             ValueError: If nothing, or something non-finite, was observed.
         """
+
+    def observe_weight(self, weight: Tensor) -> None:
+        """Observe a weight; one that is all zero as what it may become."""
+        self.observe(weight_to_come(weight))
+
+    def share_observed(self) -> None:
+        """Make what was observed that of all processes; a collective.
+
+        Raises:
+            RuntimeError: If the quantizer does not know how.
+        """
+        raise RuntimeError(
+            f'{type(self).__name__} saw only zeros in calibration and cannot '
+            'take its step in distributed training: it has no '
+            'share_observed(). Calibrate on other data')
 
     def grid(self) -> Grid:
         """The integers that its values stand for, for an export.
 
         Raises:
-            NotImplementedError: If it has none, or does not tell them.
+            NotImplementedError: If it has none.
         """
         raise NotImplementedError(
             f'{type(self).__name__} does not tell its integers (no grid())')
@@ -151,25 +159,58 @@ class Quantizer(ABC, nn.Module):
         Raises:
             RuntimeError: If not calibrated, in eval mode or in distributed
                 training.
+            TypeError: If ``x`` is not of a floating-point type.
         """
         stage = self.stage
         observing = stage is Stage.OBSERVING
         if observing:
-            self.observe(x)
+            self._refuse_other_types(x)
+            if x.numel():
+                self.observe(x)
         if not self._fake_quant_on:
             return x
         if observing:  # as torch.ao does: both at once
             stage = self._stored_stage()
         if stage is Stage.IDLE:
             return x
-        if stage is Stage.NEW:
-            if not self.training or get_world_size() > 1:
+        self._refuse_other_types(x)
+        if stage is not Stage.READY:
+            if stage is Stage.NEW and x.numel() and (
+                    not self.training or get_world_size() > 1):
                 self.require_step()
-            self.observe(x)
-            self.initialize()
-            if observing:
-                self._stage = Stage.OBSERVING
+            if self.training:
+                self._start(x, stage)
+                if observing:
+                    self._stage = Stage.OBSERVING
+            if self._stored_stage() is not Stage.READY:
+                return self._passed_on(x)
         return self.fake_quantize(x)
+
+    def _refuse_other_types(self, x: Tensor) -> None:
+        if not x.is_floating_point():
+            raise TypeError(
+                f'{type(self).__name__} quantizes floating-point tensors, '
+                f'and this is one of {x.dtype}: convert it before, as by '
+                'x.float(), or leave its layer out with skip')
+
+    @lasting
+    def _start(self, x: Tensor, stage: Stage) -> None:
+        """Take the first step from ``x``, if it has one."""
+        if isinstance(x, nn.Parameter):
+            self.observe_weight(x)
+        elif x.numel():
+            self.observe(x)
+        if stage is Stage.WAITING and get_world_size() > 1:
+            self.share_observed()
+        if self.was_observed():
+            self.initialize()
+
+    def _passed_on(self, x: Tensor) -> Tensor:
+        """``x``; in training each parameter has gradient 0, as DDP asks."""
+        for parameter in self.parameters():
+            if self.training and parameter.requires_grad:
+                x = x + (0 * parameter.sum()).to(x.dtype)
+        return x
 
     @property
     def stage(self) -> Stage:
@@ -192,7 +233,10 @@ class Quantizer(ABC, nn.Module):
         self._stage = stage
 
     def is_initialized(self) -> bool:
-        """Whether the step was calibrated, learned or loaded, or is idle."""
+        """Whether it was calibrated or loaded, trained, or is idle.
+
+        One that waits was, and saw only zeros.
+        """
         stage = self.stage
         if stage is Stage.OBSERVING:
             stage = self._stored_stage()
@@ -209,6 +253,10 @@ class Quantizer(ABC, nn.Module):
     def leave_float(self) -> None:
         """Make it idle, here and in what is loaded from its state."""
         self._become(Stage.IDLE)
+
+    def is_waiting(self) -> bool:
+        """Whether all that it was calibrated on was zero."""
+        return self._stored_stage() is Stage.WAITING
 
     def is_idle(self) -> bool:
         """Whether :meth:`leave_float` was called, or such a state loaded."""
@@ -242,80 +290,19 @@ class Quantizer(ABC, nn.Module):
             error_msgs.append(f'{prefix[:-1]}: the state has {int(bits)} bits '
                               f'and this quantizer {self.num_bits}')
             return
+        other = differences(local_metadata.get(KEY, {}), describe(self))
+        if other is not None:
+            error_msgs.append(f'{prefix[:-1]}: {other[0]} in the state, '
+                              f'{other[1]} in the model')
+            return
         super()._load_from_state_dict(state_dict, prefix, local_metadata,
                                       strict, missing_keys, unexpected_keys,
                                       error_msgs)
         self.read_stage()
 
-
-def named_quantizers(model: nn.Module,
-                     remove_duplicate: bool = True) -> dict[str, Quantizer]:
-    """The model's fake quantizers by name.
-
-    Args:
-        model (nn.Module): The model.
-        remove_duplicate (bool): Whether a quantizer that several places
-            share has one name only; a state dict has a key for each.
-            Defaults to True.
-    """
-    return {
-        name: module
-        for name, module in model.named_modules(
-            remove_duplicate=remove_duplicate)
-        if isinstance(module, Quantizer)
-    }
-
-
-@contextmanager
-def observing(quantizers: Iterable[Quantizer]) -> Iterator[None]:
-    """Inside, these observe what they see, from nothing on."""
-    quantizers = list(quantizers)
-    for quantizer in quantizers:
-        quantizer.reset_observer()
-        quantizer._stage = Stage.OBSERVING
-    try:
-        yield
-    finally:
-        for quantizer in quantizers:
-            quantizer.read_stage()
-
-
-@contextmanager
-def full_precision(model: nn.Module) -> Iterator[None]:
-    """Inside, no fake quantizer of the model quantizes."""
-    were_on = {q: q._fake_quant_on for q in named_quantizers(model).values()}
-    for quantizer in were_on:
-        quantizer.enable_fake_quant(False)
-    try:
-        yield
-    finally:
-        for quantizer, on in were_on.items():
-            quantizer.enable_fake_quant(on)
-
-
-def along_channels(value: Tensor, x: Tensor, ch_axis: int | None) -> Tensor:
-    """Let a tensor of one element per channel broadcast to ``x``.
-
-    Args:
-        value (Tensor): Shape (1,) or, with ``ch_axis``, (C,).
-        x (Tensor): What it is to broadcast to, any shape.
-        ch_axis (int, optional): Channel axis of ``x``; None: ``value`` is
-            returned as it is.
-    """
-    if ch_axis is None:
-        return value
-    shape = [1] * x.dim()
-    shape[ch_axis] = -1
-    return value.view(shape)
-
-
-def check_bits(bits: int) -> None:
-    """Refuse ``bits`` that no quantizer of FPQ has.
-
-    Raises:
-        ValueError: If ``bits`` is not an integer of 2 to 8.
-    """
-    if (isinstance(bits, bool) or not isinstance(bits, int)
-            or not MIN_BITS <= bits <= MAX_BITS):
-        raise ValueError(f'bits must be an integer of {MIN_BITS} to '
-                         f'{MAX_BITS}, got {bits!r}')
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Keys cannot tell LSQ's numbers from DoReFa's.
+        if hasattr(destination, '_metadata'):
+            destination._metadata.setdefault(
+                prefix[:-1], {})[KEY] = describe(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from mmengine.dist import all_reduce, get_world_size
 from mmengine.registry import MODELS
 from torch import Tensor
 from torch.ao.quantization import (
@@ -11,7 +12,9 @@ from torch.ao.quantization import (
     MovingAveragePerChannelMinMaxObserver,
 )
 
-from .quantizer import Grid, Quantizer, Stage
+from .grid import Grid, Stage
+from .quantizer import Quantizer, lasting
+from .ranges import fill_zeros
 
 
 @MODELS.register_module()
@@ -19,8 +22,9 @@ class TorchAOFakeQuantize(Quantizer):
     """``torch.ao.quantization.FakeQuantize`` with a moving-average observer.
 
     Nothing is learned: in training step and zero point follow the moving
-    average of the tensors' minima and maxima; in eval mode they stay. torch's
-    module is the child ``fake``, and its state is that of torch's.
+    average of the tensors' minima and maxima, in distributed training those
+    of all processes' features; in eval mode they stay. torch's module is the
+    child ``fake``, and its state is that of torch's.
 
     Args:
         bits (int): Bits, 2 to 8. Defaults to 8.
@@ -95,7 +99,10 @@ class TorchAOFakeQuantize(Quantizer):
     def step(self) -> Tensor:
         return self.fake.scale.detach()
 
+    @lasting
     def observe(self, x: Tensor) -> None:
+        if x.numel() == 0:
+            return
         observer = self.fake.activation_post_process
         if self.is_per_channel and not self.was_observed():
             # torch's sign of a first tensor.
@@ -107,6 +114,7 @@ class TorchAOFakeQuantize(Quantizer):
         observer = self.fake.activation_post_process
         return not bool((observer.min_val > observer.max_val).any())
 
+    @lasting
     def reset_observer(self) -> None:
         observer = self.fake.activation_post_process
         device = self.fake.scale.device
@@ -114,7 +122,7 @@ class TorchAOFakeQuantize(Quantizer):
             setattr(observer, name,
                     torch.full(self._shape, value, device=device))
 
-    @torch.no_grad()
+    @lasting
     def initialize(self) -> None:
         observer = self.fake.activation_post_process
         if not (torch.isfinite(observer.min_val).all()
@@ -122,10 +130,26 @@ class TorchAOFakeQuantize(Quantizer):
             raise ValueError(
                 'the observed range is '
                 f'[{observer.min_val.min():g}, {observer.max_val.max():g}]')
+        ranges = fill_zeros(observer.min_val, observer.max_val)
+        if ranges is None:
+            self._become(Stage.WAITING)
+            self.reset_observer()
+            return
+        observer.min_val, observer.max_val = ranges
+        self._set_step()
+        self._become(Stage.READY)
+
+    def _set_step(self) -> None:
+        """Take step and zero point from the observer's range."""
         scale, zero_point = self.fake.calculate_qparams()
         self.fake.scale.resize_(scale.shape).copy_(scale)
         self.fake.zero_point.resize_(zero_point.shape).copy_(zero_point)
-        self._become(Stage.READY)
+
+    @lasting
+    def share_observed(self) -> None:
+        observer = self.fake.activation_post_process
+        observer.min_val, observer.max_val = _over_processes(
+            observer.min_val, observer.max_val)
 
     def train(self, mode: bool = True) -> TorchAOFakeQuantize:
         """Follow the tensors in training mode alone."""
@@ -135,7 +159,36 @@ class TorchAOFakeQuantize(Quantizer):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return self.fake(wide).to(x.dtype)
+        if not (self.over_batch and get_world_size() > 1
+                and self.fake.observer_enabled[0] == 1):
+            return self.fake(wide).to(x.dtype)
+        self._follow_all(wide)
+        self.fake.enable_observer(False)
+        try:
+            return self.fake(wide).to(x.dtype)
+        finally:
+            self.fake.enable_observer()
+
+    @lasting
+    def _follow_all(self, x: Tensor) -> None:
+        """Move on as torch does, by the range of all processes' tensors."""
+        axis = self.ch_axis % x.dim() if self.is_per_channel else None
+        others = [d for d in range(x.dim()) if d != axis]
+        if x.numel():
+            low, high = x.float().amin(others), x.float().amax(others)
+        else:
+            low, high = (x.new_full(self._shape, value, dtype=torch.float32)
+                         for value in (torch.inf, -torch.inf))
+        ends = torch.stack(_over_processes(low, high))
+        if (ends[0] > ends[1]).all():  # no process had a value
+            return
+        if axis == 0:
+            ends = ends.T
+        elif axis is not None:
+            ends = ends.view(2, *(low.numel() if d == axis else 1
+                                  for d in range(1, x.dim())))
+        self.fake.activation_post_process(ends)
+        self._set_step()
 
     def grid(self) -> Grid:
         return Grid(self.step(), self.zero_point, self.quant_min,
@@ -146,3 +199,10 @@ class TorchAOFakeQuantize(Quantizer):
         kind = 'per channel' if self.is_per_channel else 'per tensor'
         return (f'bits={self.num_bits}, range=[{self.quant_min}, '
                 f'{self.quant_max}], {kind}, symmetric={self.symmetric}')
+
+
+def _over_processes(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The least of all processes' ``low`` and the highest ``high``."""
+    both = torch.stack([-low, high])
+    all_reduce(both, 'max')
+    return -both[0], both[1]

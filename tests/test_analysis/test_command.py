@@ -8,7 +8,7 @@ import sys
 import pytest
 from runs import ROOT, write_config
 
-from fpq_plugin.analysis.command import add_command, main
+from fpq_plugin.analysis.command import add_command, command_line, main
 
 FULL = 'fashion_mnist/resnet_fp.py'
 PICTURES = {
@@ -59,6 +59,13 @@ def parser():
     made = argparse.ArgumentParser(prog='fpq')
     add_command(made.add_subparsers(required=True))
     return made
+
+
+def test_what_was_not_given_is_noted_as_its_default():
+    args = parser().parse_args(['analyze', 'my model.py', 'a.pth'])
+    assert command_line(args) == (
+        "fpq analyze 'my model.py' a.pth --out analysis --split train "
+        '--images 512 --probes 16 --seed 0 --device cpu')
 
 
 def test_the_subcommand_raises_what_the_user_can_mend(tmp_path):

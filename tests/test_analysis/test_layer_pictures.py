@@ -76,6 +76,9 @@ def test_models_of_other_layers_share_an_axis(drawn, analysed):
     assert sorted(names) == sorted(row['name'] for row in rows(study))
     line = next(line for line in ax.lines if line.get_marker() == 'o')
     assert names[round(line.get_ydata()[0])] == 'head.fc'
+    line = next(line for line in ax.lines if line.get_marker() == 's')
+    assert [names[round(y)] for y in line.get_ydata()] == [
+        row['name'] for row in rows(study)]
 
 
 def test_the_traces_axis_is_logarithmic_without_negative_ones(drawn,

@@ -226,7 +226,8 @@ def test_linear_with_a_plain_weight_quantizer_shares_nothing():
     model = nn.Sequential(layer, nn.Linear(4, 4))
     table = convert(model, backend='brevitas')
     assert [row.why for row in table] == [
-        'type brevitas.nn.quant_linear.QuantLinear not registered',
+        'type brevitas.nn.quant_linear.QuantLinear not registered, and it '
+        'holds input_quant, output_quant, weight_quant, bias_quant',
         'first layer',
     ]
     assert type(model[0]) is QuantLinear

@@ -1,15 +1,16 @@
-"""What a state dict says of quantization, held against a model."""
+"""A model's weights: read from a checkpoint, held against a model, loaded."""
 
 from __future__ import annotations
 
 import re
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from .layers import quantized_layers
-from .quantizers import named_quantizers
+from ..quantizers import named_quantizers
+from .quantization import first_few, quantizer_bits
 
 
 def bare_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -28,20 +29,42 @@ def bare_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return state
 
 
-def quantizer_bits(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """Bits of each quantizer in a state dict, by the quantizer's name."""
-    return {
-        key.removesuffix('.bits'): int(value)
-        for key, value in state.items()
-        if key.endswith('.bits')
-        and f'{key.removesuffix("bits")}initialized' in state
-    }
-
-
 def float_state(model: nn.Module) -> dict[str, Tensor]:
     """The model's state dict without that of its quantizers."""
     own = quantizer_state(model)
     return {k: v for k, v in model.state_dict().items() if k not in own}
+
+
+def complete_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state dict, with what its own hooks would leave out.
+
+    mmpretrain's LoRAModel keeps all but its adapters out of checkpoints.
+    Where parameters or quantizers are missing under their names, every tensor
+    is put back under its own; else the state dict is as the model gives it.
+    """
+    state = model.state_dict()
+    if dropped_keys(model, state):
+        for key, value in _without_hooks(model).items():
+            state.setdefault(key, value)
+    return state
+
+
+def dropped_keys(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Keys of parameters and quantizers that the model's state lacks."""
+    names = [name for name, _ in model.named_parameters(
+        remove_duplicate=False)]
+    return [key for key in [*names, *quantizer_state(model)]
+            if key not in state]
+
+
+def _without_hooks(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict that no hook of a module has seen."""
+    state: Any = OrderedDict()
+    state._metadata = defaultdict(dict)
+    for name, module in model.named_modules(remove_duplicate=False):
+        module._save_to_state_dict(state, f'{name}.' if name else '', False)
+    return {key: value for key, value in state.items()
+            if isinstance(value, Tensor)}
 
 
 def quantizer_state(model: nn.Module) -> dict[str, Tensor]:
@@ -108,56 +131,3 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             'the state does not fit the model: missing '
             f'{first_few(missing) or "nothing"}; not in the model '
             f'{first_few(result.unexpected_keys) or "nothing"}')
-
-
-def first_few(names: list[str], most: int = 5) -> str:
-    """The first of ``names``, and how many more there are."""
-    more = f' and {len(names) - most} more' if len(names) > most else ''
-    return ', '.join(names[:most]) + more
-
-
-def refuse_other_quantization(model: nn.Module, state: Mapping[str, Tensor],
-                              what: str, way_out: str) -> None:
-    """Refuse a state that is not of ``model``'s quantization.
-
-    Args:
-        model (nn.Module): A converted model.
-        state (Mapping[str, Tensor]): The state to be loaded into it.
-        what (str): Where it comes from, for the message.
-        way_out (str): What to do, for the message.
-
-    Raises:
-        ValueError: If quantizers are missing, uninitialised, too many, or of
-            other bits.
-    """
-    given = quantizer_bits(state)
-    own = {
-        name: quantizer.num_bits
-        for name, quantizer in named_quantizers(model, False).items()
-    }
-    if not given:
-        raise ValueError(f'{what} is of a full-precision model: it has no '
-                         f'scales. {way_out}')
-    absent = [
-        name for name, layer in quantized_layers(model).items()
-        if 'weight' in layer._parameters and f'{name}.weight' not in state
-    ]
-    if absent:
-        raise ValueError(f'{what} is of another model: it has no '
-                         f'{first_few(absent)}. {way_out}')
-    other = [
-        f'{name}: {_bits(given, name)} in the checkpoint, '
-        f'{_bits(own, name)} in the config' for name in {**own, **given}
-        if given.get(name) != own.get(name)
-    ]
-    if other:
-        raise ValueError(f'{what} was quantized otherwise: '
-                         f'{first_few(other)}. {way_out}')
-    empty = [name for name in own if not int(state[f'{name}.initialized'])]
-    if empty:
-        raise ValueError(f'{what} has no scales yet for '
-                         f'{first_few(empty)}. {way_out}')
-
-
-def _bits(quantizers: Mapping[str, int], name: str) -> str:
-    return f'{quantizers[name]} bits' if name in quantizers else 'float'

@@ -1,0 +1,165 @@
+"""What is compared: the teacher's layers, by which loss, and its value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import quantized_layers, route
+from ..options import matches
+from .base import DistillationLoss
+
+WAY_OUT = ("name the layer of the logits by the loss's option layer, as "
+           "distillation=dict(type='LogitKD', layer='head.fc')")
+
+
+def layers_of(criterion: DistillationLoss, names: Sequence[str],
+              skipped: Mapping[str, str]) -> list[str]:
+    """The layers that a loss compares.
+
+    Args:
+        criterion (DistillationLoss): The loss.
+        names (Sequence[str]): All quantized layers, in order of
+            registration.
+        skipped (Mapping[str, str]): From layers that are not to be distilled
+            to the pattern that says so.
+
+    Returns:
+        list[str]: Their names, without those of ``skipped``.
+
+    Raises:
+        ValueError: If the loss is of one layer, and that is not among them.
+    """
+    if criterion.layer is not None:
+        found = [name for name in names if matches(name, criterion.layer)]
+        if len(found) != 1:
+            said = ', '.join(found) or 'none'
+            raise ValueError(
+                f'layer={criterion.layer!r} of {type(criterion).__name__} '
+                'must match one quantized layer, and matches '
+                f'{said}. The last ones are {", ".join(names[-5:])}')
+        one = found[0]
+    elif criterion.last_layer_only:
+        one = logits_layer(names)
+    else:
+        return [name for name in names if name not in skipped]
+    if one in skipped:
+        raise ValueError(
+            f'{type(criterion).__name__} compares {one} alone, which is not '
+            f'to be distilled (skip {skipped[one]!r}): {WAY_OUT}, or leave '
+            'that loss out')
+    return [one]
+
+
+def logits_layer(names: Sequence[str]) -> str:
+    """The last layer that is not of an auxiliary head, by its name."""
+    main = [name for name in names
+            if not re.search(r'(^|[._])aux', name, re.IGNORECASE)]
+    return (main or list(names))[-1]
+
+
+def refuse_uncalled(criteria: Iterable[DistillationLoss], name: str,
+                    model: str) -> None:
+    """Refuse a loss of one layer that was not called.
+
+    Args:
+        criteria (Iterable[DistillationLoss]): The layer's losses.
+        name (str): The layer.
+        model (str): Which model did not call it.
+
+    Raises:
+        RuntimeError: If one of the losses is of this layer alone.
+    """
+    for criterion in criteria:
+        if criterion.layer is not None or criterion.last_layer_only:
+            raise RuntimeError(
+                f'{type(criterion).__name__} compares {name} alone, and the '
+                f'{model} did not call it: {WAY_OUT}')
+
+
+def frozen_layers(teacher: nn.Module,
+                  names: Iterable[str]) -> dict[str, nn.Module]:
+    """Freeze a teacher, and find the layers to compare with.
+
+    Args:
+        teacher (nn.Module): The full-precision model, changed in place.
+        names (Iterable[str]): The layers' names.
+
+    Returns:
+        dict[str, nn.Module]: All its modules by name.
+
+    Raises:
+        ValueError: If it is quantized or lacks a layer.
+    """
+    if quantized_layers(teacher):
+        raise ValueError('the teacher is quantized: copy the model before '
+                         'convert, or take its quantizers off: '
+                         'fpq_plugin.to_float(teacher)')
+    route(teacher)
+    known = dict(teacher.named_modules())
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise ValueError('the teacher has no layer '
+                         f'{", ".join(missing[:5])} to distill from')
+    teacher.eval()
+    teacher.requires_grad_(False)
+    return known
+
+
+def losses_of(criteria: Sequence[DistillationLoss], layer: Any, output: Any,
+              teacher: Tensor, cloned: bool) -> tuple[Any, Tensor, list]:
+    """One call's losses.
+
+    Args:
+        criteria (Sequence[DistillationLoss]): The layer's losses.
+        layer (QuantizedLayer): The student's layer.
+        output (Any): What it returned.
+        teacher (Tensor): The teacher's output.
+        cloned (bool): Whether the output is going to be changed in place.
+
+    Returns:
+        tuple: What the model goes on with, None for ``output``; the tensor
+        that the losses hold on to; the pairs of criterion and loss.
+    """
+    axis: int = layer.channel_axis
+    values: Tensor = values_of(output)
+    out: Any = None
+    if _lacks_batch(layer, values):
+        values, teacher = values[None], teacher[None]
+    losses = []
+    for criterion in criteria:
+        if values is output and _overrides_attach(criterion):
+            out, loss = criterion.attach(values if out is None else out,
+                                         teacher, axis)
+            losses.append((criterion, loss))
+    if cloned and losses:
+        out = out.clone()
+    elif cloned:
+        values = values.clone()
+    taken = [criterion for criterion, _ in losses]
+    losses += [(each, each(values, teacher, axis)
+                if values.numel() or each.takes_empty else values.sum(
+                    dtype=torch.promote_types(values.dtype, torch.float32)))
+               for each in criteria if each not in taken]
+    return out, values, losses
+
+
+def values_of(output: Any) -> Tensor:
+    """A layer's output; of a tensor that carries its scale, the values."""
+    return getattr(output, 'value', output)
+
+
+def _overrides_attach(criterion: DistillationLoss) -> bool:
+    """Whether the model is to go on with what ``attach`` returns."""
+    return type(criterion).attach is not DistillationLoss.attach
+
+
+def _lacks_batch(layer: nn.Module, output: Tensor) -> bool:
+    """Whether a convolution's output, or a linear layer's, is one sample."""
+    size = getattr(layer, 'kernel_size', ())
+    axes = len(size) if isinstance(size, tuple) else 0
+    return output.dim() == axes + 1

@@ -1,0 +1,156 @@
+"""Options where nobody reads them are an error, with the key and the mend."""
+
+import re
+
+import pytest
+from mmengine import Config
+from mmengine.runner import Runner
+from small_runs import config, start
+
+from fpq_plugin import FPQHook
+from fpq_plugin.openmmlab.config_checks import recipe_of
+
+FRAGMENT = """
+fpq = dict(type='FPQHook', weight=dict(type='LSQFakeQuantize', bits=4),
+           perturbation=dict(p=0.3), skip=[])
+"""
+HOOK = 'default_hooks = dict(fpq=_base_.fpq)\n'
+
+
+@pytest.fixture
+def runner_of(tmp_path):
+    """The Runner of a config file on a fragment and a run."""
+
+    def make(lines, *options):
+        base = config(tmp_path, load_from=start(tmp_path))
+        base.pop('default_hooks')
+        base.dump(tmp_path / 'base.py')
+        (tmp_path / 'fragment.py').write_text(FRAGMENT)
+        path = tmp_path / 'mine.py'
+        bases = re.search(r'bases = (.*)', lines)
+        bases = bases[1] if bases else "['base.py', 'fragment.py']"
+        path.write_text(f'_base_ = {bases}\n'
+                        + re.sub('bases = .*', '', lines))
+        cfg = Config.fromfile(str(path))
+        cfg.merge_from_dict(dict(options))
+        return Runner.from_cfg(cfg)
+
+    return make
+
+
+PLAIN = ("bases = ['base.py']\n"
+         "default_hooks = dict(fpq=dict(type='FPQHook', bits='w4a4'))\n")
+
+
+@pytest.mark.parametrize(('lines', 'options', 'message'), [
+    ("custom_hooks = [dict(type='FPQHook')]", [],
+     r"fpq.perturbation: {'p': 0.3} at the top level of the config is not "
+     r'read, the hook has its own options in custom_hooks\[0\]. Put it there: '
+     r'--cfg-options custom_hooks.0.perturbation='),
+    ("default_hooks = dict(fpq=dict(type='FPQHook', weight=dict(bits=2)))",
+     [], "fpq.perturbation: {'p': 0.3} at the top"),
+    (HOOK + "custom_hooks = [dict(type='FPQHook')]", [],
+     r'custom_hooks\[0\]: a second FPQHook, beside default_hooks.fpq'),
+    ("default_hooks = dict(fpq=_base_.fpq, mine=dict(type='FPQHook'))", [],
+     'default_hooks.mine: a second FPQHook, beside default_hooks.fpq'),
+    (HOOK, [('fpq.weight.bits', 2)],
+     'fpq.weight.bits: 2 at the top .*--cfg-options default_hooks.fpq.weight'
+     '.bits='),
+    (HOOK, [('fpq.skip', ['head'])], r"fpq.skip: \['head'\] at the top"),
+    (HOOK, [('fpq.wieght', 2)], "fpq: unknown option 'wieght'. Did you"),
+    (HOOK + 'fpq = dict(perturbation=None)', [],
+     'fpq.perturbation: None at the top'),
+    (HOOK + 'fpq = None', [], 'fpq: None at the top level turns nothing off'),
+    (PLAIN + 'fpq = dict(perturbation=None)', [],
+     'fpq.perturbation: None at the top'),
+    (PLAIN, [('fpq.weight.bits', 2)], 'fpq.weight: .*2.* at the top'),
+    (PLAIN + "skip = ['head']", [],
+     'skip: nobody reads it at the top level of the config. Set default_hook'),
+    (PLAIN, [('perturbation', None)], 'perturbation: nobody reads it'),
+    (PLAIN, [('bits', 'w2a2')], 'bits: nobody reads it'),
+    ("bases = ['base.py']\nfpq = dict(bits='w4a4')", [],
+     'fpq.bits: nobody reads it, the config has no FPQHook'),
+    ('', [], 'default_hooks.fpq: missing'),
+])
+@pytest.mark.parametrize('run', ['train', 'val', 'test'])
+def test_options_that_nobody_reads_are_refused(runner_of, lines, options,
+                                               message, run):
+    runner = runner_of(lines, *options)
+    with pytest.raises(ValueError, match=message):
+        getattr(runner, run)()
+    assert not hasattr(runner.model.stem, 'weight_quantizer')
+
+
+@pytest.mark.parametrize(('lines', 'options', 'bits'), [
+    (HOOK, [], 4),
+    ('default_hooks = dict(fpq=dict(_base_.fpq, weight=dict(bits=2)))', [],
+     2),
+    ('default_hooks = dict(fpq=dict(_base_.fpq, perturbation=None))', [], 4),
+    ('custom_hooks = [_base_.fpq]', [], 4),
+    (HOOK, [('default_hooks.fpq.weight.bits', 2)], 2),
+    (HOOK, [('fpq.weight.bits', 2), ('default_hooks.fpq.weight.bits', 2)], 2),
+    ("default_hooks = dict(fpq=dict(type='FPQHook', "
+     'perturbation=dict(p=0.3)))', [], 4),
+    (PLAIN, [], 4),
+    ("bases = ['base.py']\nbits = 'w4a4'\n"
+     "default_hooks = dict(fpq=dict(type='FPQHook', bits=bits))", [], 4),
+    (PLAIN + "teacher = dict(type='Three')\nweight = 0.5", [], 4),
+    (PLAIN + "fpq = dict(type='MyOwn')", [], 4),
+])
+def test_what_is_read_trains(runner_of, lines, options, bits):
+    runner = runner_of(lines, *options)
+    runner.train()
+    assert runner.model.mix.weight_quantizer.num_bits == bits
+    again = Config.fromstring(runner.cfg.pretty_text, '.py')
+    again.work_dir += '_again'
+    Runner.from_cfg(again).train()
+
+
+def test_a_second_hook_that_was_registered(runner_of):
+    runner = runner_of(PLAIN)
+    runner.register_hook(FPQHook())
+    with pytest.raises(ValueError, match='Runner.register_hook: a second'):
+        runner.train()
+
+
+def test_a_recipe_of_two_hooks_is_refused(tmp_path):
+    cfg = config(tmp_path, custom_hooks=[dict(type='FPQHook')])
+    with pytest.raises(ValueError, match='a second FPQHook'):
+        recipe_of(cfg)
+
+
+NEW_STYLE = """
+from mmengine.dataset import DefaultSampler, default_collate
+from mmengine.model import PretrainedInit
+from small_runs import Points, Three
+from torch.optim import SGD
+from fpq_plugin import (CSDLoss, FPQHook, LSQFakeQuantize,
+                        StochasticFeaturePerturbation)
+model = dict(type=Three,
+             init_cfg=dict(type=PretrainedInit, checkpoint={path!r}))
+work_dir = {work!r}
+train_dataloader = dict(dataset=dict(type=Points), batch_size=24,
+                        sampler=dict(type=DefaultSampler),
+                        collate_fn=dict(type=default_collate))
+train_cfg = dict(by_epoch=True, max_epochs=1)
+optim_wrapper = dict(optimizer=dict(type=SGD, lr=0.01))
+experiment_name = 'new_style'
+lsq = dict(type=LSQFakeQuantize, bits=4)
+default_hooks = dict(fpq=dict(
+    type=FPQHook, weight=lsq, activation=lsq,
+    perturbation=dict(type=StochasticFeaturePerturbation, p=0.3),
+    distillation=dict(type=CSDLoss), calibration=dict(num_images=16),
+    overrides=dict(mix=dict(weight=dict(type=LSQFakeQuantize, bits=3)))))
+"""
+
+
+def test_classes_where_names_are_expected(tmp_path):
+    path = tmp_path / 'new_style.py'
+    path.write_text(NEW_STYLE.format(path=start(tmp_path),
+                                     work=str(tmp_path / 'run')))
+    cfg = Config.fromfile(str(path), lazy_import=True)
+    recipe = recipe_of(cfg)
+    assert recipe.perturbation['p'] == 0.3
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.model.mix.weight_quantizer.num_bits == 3

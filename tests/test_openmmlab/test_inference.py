@@ -1,0 +1,172 @@
+"""Every way to load a checkpoint answers as trained, or refuses."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.infer import BaseInferencer
+from mmengine.model import PretrainedInit
+from mmengine.runner import Runner, load_checkpoint
+from mmpretrain import ImageClassificationInferencer, get_model
+from runs import config as digits_config
+from runs import train as train_digits
+from small_runs import Three, config, start, train
+
+from fpq_plugin import load_model
+from fpq_plugin.analysis.trained_models import load_trained_models
+from fpq_plugin.export import export_checkpoint
+from fpq_plugin.openmmlab.stored import quantizers_of
+
+OTHERS = {
+    'DoReFa': (dict(weight=dict(type='DoReFaFakeQuantize', bits=4)),
+               r'mix.weight_quantizer: LSQFakeQuantize in the checkpoint, '
+               'DoReFaFakeQuantize in the config'),
+    'PACT': (dict(activation=dict(type='PACTFakeQuantize', bits=4)),
+             'mix.input_quantizer: LSQFakeQuantize.* PACTFakeQuantize'),
+    'per tensor': (dict(weight=dict(bits=4, per_channel=False)),
+                   'per channel in the checkpoint, per tensor in the config'),
+    'torch.ao': (dict(weight=dict(type='TorchAOFakeQuantize', bits=4)),
+                 'LSQFakeQuantize.*TorchAOFakeQuantize'),
+    'signed': (dict(activation=dict(bits=4, signed=True)),
+               'unsigned in the checkpoint, signed in the config'),
+    'symmetric': (dict(activation=dict(bits=4, symmetric=True)),
+                  'asymmetric.* symmetric'),
+    'Brevitas': (dict(backend='brevitas', weight=dict(
+        type='Int8WeightPerChannelFloat', bits=4)),
+        'LSQFakeQuantize.*Int8WeightPerChannelFloat'),
+}
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """The config of a W4A4 LSQ run, and its checkpoint."""
+    cfg = config(tmp_path, load_from=start(tmp_path))
+    train(cfg)
+    return cfg, f'{cfg.work_dir}/epoch_1.pth'
+
+
+def undescribed(path):
+    """The checkpoint as release 0.1.0 would have written it."""
+    content = torch.load(path, weights_only=True)
+    del content['meta']['fpq']['quantizers']
+    content['state_dict'] = dict(content['state_dict'])
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize('old', [False, True], ids=['', 'of 0.1.0'])
+@pytest.mark.parametrize(('other', 'message'), OTHERS.values(), ids=OTHERS)
+def test_other_quantizers_are_refused_wherever_they_load(
+        trained, tmp_path, other, message, old):
+    cfg, path = trained
+    if old:
+        undescribed(path)
+    given = config(tmp_path, other, run='other')
+    given.load_from = path
+    ways = [lambda: load_model(given, path),
+            lambda: export_checkpoint(given, path, tmp_path / 'm.onnx')]
+    ways += [getattr(Runner.from_cfg(given), name)
+             for name in ('test', 'val', 'train')]
+    resumed = copy.deepcopy(given)
+    resumed.resume = True
+    ways.append(Runner.from_cfg(resumed).train)
+    for way in ways:
+        with pytest.raises(ValueError, match='otherwise: .*' + message):
+            way()
+    assert not (tmp_path / 'other/epoch_1.pth').exists()
+    load_model(cfg, path)
+
+
+def test_the_analysis_refuses_them_too(trained, tmp_path):
+    _, path = trained
+    given = config(tmp_path, OTHERS['DoReFa'][0])
+    given.dump(tmp_path / 'other.py')
+    with pytest.raises(ValueError, match='does not fit .*DoReFaFakeQuantize'):
+        load_trained_models([(str(tmp_path / 'other.py'), path)])
+
+
+@pytest.mark.parametrize('same', [
+    dict(perturbation=None), dict(backend='brevitas'),
+    dict(weight=dict(bits=4, observer='mse'))])
+def test_what_changes_no_number_is_no_hindrance(trained, tmp_path, same):
+    cfg, path = trained
+    x = torch.linspace(-1, 1, 32).view(8, 4)
+    torch.testing.assert_close(
+        load_model(config(tmp_path, same), path)(x), load_model(cfg, path)(x))
+
+
+def test_an_old_checkpoint_of_unknown_options_is_read_by_its_keys(trained):
+    cfg, path = trained
+    undescribed(path)
+    content = torch.load(path, weights_only=True)
+    content['meta']['cfg'] = "default_hooks = dict(fpq=dict(type='FPQHook'," \
+                             ' gone=1))'
+    model = load_model(cfg, path)
+    assert quantizers_of(content, model) == {}
+    content['meta']['cfg'] = 'default_hooks = print(1)'
+    assert quantizers_of(content, model) == {}
+
+
+class Inferencer(BaseInferencer):
+    """The least of one."""
+
+    def _init_pipeline(self, cfg):
+        return None
+
+    def _init_visualizer(self, cfg):
+        return None
+
+    def _init_collate(self, cfg):
+        return None
+
+    def visualize(self, inputs, preds, **kwargs):
+        pass
+
+    def postprocess(self, preds, visualization, **kwargs):
+        pass
+
+
+def pretrained(path):
+    Three(dict(type='Pretrained', checkpoint=path)).init_weights()
+
+
+def prefixed(path):
+    model = Three()
+    PretrainedInit(path, prefix='head')(model.head)
+
+
+@pytest.mark.parametrize('way', [
+    lambda cfg, path: load_checkpoint(Three(), path),
+    lambda cfg, path: load_checkpoint(Three(), path, strict=True),
+    lambda cfg, path: pretrained(path),
+    lambda cfg, path: prefixed(path),
+    lambda cfg, path: Inferencer(cfg, path, device='cpu', scope='mmengine'),
+    lambda cfg, path: Runner.from_cfg(cfg).test(),
+    lambda cfg, path: Runner.from_cfg(cfg).train(),
+], ids=['load_checkpoint', 'strict', 'Pretrained', 'prefix', 'inferencer',
+        'test', 'train'])
+@pytest.mark.parametrize('published', [False, True])
+def test_latent_weights_never_answer(trained, tmp_path, way, published):
+    cfg, path = trained
+    if published:  # as CheckpointHook's published_keys leaves it
+        content = torch.load(path, weights_only=True)
+        torch.save(dict(state_dict=content['state_dict']), path)
+    plain = config(tmp_path, run='plain')
+    plain.default_hooks = {}
+    plain.load_from = path
+    with pytest.raises(ValueError, match='trained with FPQ(.|\n)*load_model'):
+        way(plain, path)
+
+
+def test_the_ways_out_of_mmpretrain_work(fpq_config, digits, tmp_path):
+    cfg = fpq_config(**{'train_dataloader.batch_size': 700})
+    train_digits(cfg)
+    path = f'{cfg.work_dir}/epoch_1.pth'
+    plain = digits_config('fashion_mnist/resnet_fp.py', tmp_path / 'plain')
+    for given in (cfg, plain):
+        for way in (get_model, ImageClassificationInferencer):
+            with pytest.raises(ValueError, match='load_model'):
+                way(given, path)
+    model = load_model(cfg, path)
+    inferencer = ImageClassificationInferencer(
+        model, classes=list('0123456789'))
+    assert inferencer.model is model
