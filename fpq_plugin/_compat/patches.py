@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import atexit
 import time
-from collections.abc import Callable, Mapping
-from functools import wraps
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial, wraps
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 from mmengine.device import get_device
 from mmengine.dist import utils as dist_utils
 from mmengine.fileio import LocalBackend
+from mmengine.hooks import CheckpointHook, checkpoint_hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
 from mmengine.runner import checkpoint as checkpoints
@@ -49,6 +52,7 @@ def install(
     _watch_runners(before_run, after_run)
     _watch_loading(before_load)
     _write_whole_checkpoints()
+    _remove_after_saving()
 
 
 def _allow_mmengine_checkpoints() -> None:
@@ -177,7 +181,8 @@ def _watch_loading(
 def _write_whole_checkpoints() -> None:
     """All versions: a killed process leaves no half of a file.
 
-    mmengine writes checkpoints into the file that is to be.
+    mmengine writes checkpoints, and ``last_checkpoint``, into the file that
+    is to be.
     """
 
     def whole(put: Callable) -> Callable:
@@ -193,6 +198,60 @@ def _write_whole_checkpoints() -> None:
         return put_whole
 
     LocalBackend.put = _replacing(LocalBackend.put, whole)
+    # The one file that this module opens is last_checkpoint.
+    checkpoint_hook.open = _open_whole
+
+
+@contextmanager
+def _open_whole(path: str, mode: str) -> Iterator[StringIO]:
+    text = StringIO()
+    yield text
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def _remove_after_saving() -> None:
+    """mmengine 0.10.7: CheckpointHook removes the old before it saves the new.
+
+    With ``max_keep_ckpts=1``, and with ``save_best``, a kill or a full disk
+    in between leaves none.
+    """
+    for name in ('_save_checkpoint_with_step', '_save_best_checkpoint'):
+        setattr(CheckpointHook, name, _replacing(
+            getattr(CheckpointHook, name), _removing_last))
+
+
+def _removing_last(save: Callable) -> Callable:
+
+    @wraps(save)
+    def save_and_remove(self: CheckpointHook, *args: Any,
+                        **kwargs: Any) -> None:
+        before = self.file_backend
+        self.file_backend = later = _RemovesLater(before)
+        try:
+            save(self, *args, **kwargs)
+        finally:
+            self.file_backend = before
+        later.remove_all()
+
+    return save_and_remove
+
+
+class _RemovesLater:
+    """A file backend that removes nothing until it is told."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._removals: list[Callable[[], None]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._backend, name)
+        if name not in ('remove', 'rmtree'):
+            return found
+        return lambda path: self._removals.append(partial(found, path))
+
+    def remove_all(self) -> None:
+        for remove in self._removals:
+            remove()
 
 
 def _replacing(function: Callable,

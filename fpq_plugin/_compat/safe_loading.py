@@ -187,7 +187,8 @@ def other_checkpoint(path: str) -> str:
         if isinstance(content, dict) and 'optimizer' in content:
             return (f'. The last one there that is whole is {str(file)!r}: '
                     f'go on from it by --resume {file}')
-    return '. There is no whole one beside it'
+    return ('. There is no whole one beside it: start anew from the '
+            'full-precision checkpoint')
 
 
 def _why(message: str) -> str:

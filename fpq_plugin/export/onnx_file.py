@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .._compat.restoring import kept_modes
+from .._compat.whole_files import write_whole
 from ..layers import quantized_layers
 from ..options import FLOAT_BITS
 from ..version import __version__
@@ -209,7 +210,7 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
     times = tuple(
         Latency(size, *latencies(runs, example[:size]))
         for size in sorted(sizes)) if engine.measured else ()
-    _write(path, content)
+    write_whole(path, lambda file: file.write(content))
     return ExportReport(
         str(path), len(content), len(in_float),
         built[best][0].opset_imports[''], found[best], times,
@@ -223,16 +224,6 @@ def content_of(model: ir.Model) -> bytes:
     from onnx_ir import to_proto
 
     return to_proto(model).SerializeToString()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write all of ``content``, or leave ``path`` as it is."""
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def check_onnx(model: nn.Module, example: Tensor) -> None:

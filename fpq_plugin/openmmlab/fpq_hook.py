@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 from weakref import ref
 
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
+from .._compat.whole_files import remove_parts
 from ..calibrate import leave_uncalled, uninitialized
 from ..layer_table import LayerTable
 from ..layers import quantized_layers
@@ -112,6 +113,8 @@ class FPQHook(RunAware):
         if training:
             refuse_averaged_part(runner, model)
             require_optim_config(runner)
+            if is_main_process():
+                remove_parts(runner.work_dir)
             self._teacher.require_start(runner, model)
             if self.recipe.distillation and self._teacher.model is None:
                 self._teacher.copy(model)

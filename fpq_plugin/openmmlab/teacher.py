@@ -189,12 +189,13 @@ class TeacherOfRun:
 
     def _settle_recorded(self, runner: Runner) -> None:
         path = self._find(runner)
+        key = 'fpq.teacher (of the checkpoint)'
         try:
-            fill_from_file(self.model, path,
-                           'fpq.teacher (of the checkpoint)')
+            fill_from_file(self.model, path, key)
         except ValueError as error:
-            raise ValueError(f'{error}. Set fpq.teacher to the full-precision '
-                             'checkpoint') from error
+            raise ValueError(
+                f'{error}. Set fpq.teacher to the full-precision checkpoint '
+                'that the run started from.') from error
         if fingerprint(complete_state(self.model)) != self._loaded['mark']:
             raise ValueError(
                 f'fpq.teacher: {path!r} is not the teacher that the '
