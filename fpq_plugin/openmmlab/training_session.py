@@ -11,6 +11,7 @@ from torch import nn
 from ..convert import noise_clock
 from ..distillation import Distiller
 from ..recipe import Recipe
+from .averages import FrozenParts
 from .guards import RunawaySteps, explain_non_finite, non_finite
 from .model_families import is_loss_mode, teacher_forward
 
@@ -57,6 +58,7 @@ class TrainingSession:
                 skip=distill_skip,
                 own_hooks=False)
         self._runaway = RunawaySteps(model, warn)
+        self._frozen = FrozenParts(model, warn)
         self._handles = [
             model.register_forward_pre_hook(self._before, with_kwargs=True),
             model.register_forward_hook(
@@ -73,8 +75,9 @@ class TrainingSession:
         return self.distiller is not None and not self.distiller.has_loss()
 
     def look_at_steps(self) -> None:
-        """Warn of steps that have run away."""
+        """Warn of steps that have run away, or moved though frozen."""
         self._runaway.look()
+        self._frozen.look()
 
     def summary(self) -> str:
         """What distillation has to say at the end; may be empty."""

@@ -13,7 +13,7 @@ from mmengine.dist import utils as dist_utils
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.model import MMDistributedDataParallel
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
 from runs import ROOT, train
 
 import fpq_plugin
@@ -22,7 +22,9 @@ from fpq_plugin._compat import patches
 
 def replaced():
     """Each replaced function, and what it stands for."""
-    found = {name: getattr(Runner, name) for name in ('train', 'val', 'test')}
+    found = {(kind.__name__, name): getattr(kind, name)
+             for kind in (Runner, FlexibleRunner)
+             for name in ('train', 'val', 'test')}
     found.update(CheckpointLoader._schemes)
     for module in (mmengine.runner, mmengine.runner.checkpoint,
                    mmengine.runner.runner):
@@ -45,32 +47,35 @@ def test_a_reload_replaces_the_originals_again():
 
 def test_a_second_call_calls_once(monkeypatch):
     calls = []
-    for name in ('train', 'val', 'test'):
-        monkeypatch.setattr(Runner, name, getattr(Runner, name))
+    for kind in (Runner, FlexibleRunner):
+        for name in ('train', 'val', 'test'):
+            monkeypatch.setattr(kind, name, getattr(kind, name))
     monkeypatch.setattr(Runner.train, '_fpq_original',
                         lambda runner: calls.append('train'))
     for number in (1, 2):
         patches._watch_runners(
-            lambda runner, n=number: calls.append(f'before {n}'),
-            lambda runner, n=number: calls.append(f'after {n}'))
+            lambda runner, verb, n=number: calls.append(f'before {verb} {n}'),
+            lambda runner, verb, n=number: calls.append(f'after {verb} {n}'))
     Runner.train(object())
-    assert calls == ['before 2', 'train', 'after 2']
+    assert calls == ['before train 2', 'train', 'after train 2']
 
 
 def test_the_end_is_told_of_an_error_too(monkeypatch):
     calls = []
-    for name in ('train', 'val', 'test'):
-        monkeypatch.setattr(Runner, name, getattr(Runner, name))
+    for kind in (Runner, FlexibleRunner):
+        for name in ('train', 'val', 'test'):
+            monkeypatch.setattr(kind, name, getattr(kind, name))
 
     def broken(runner):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Runner.train, '_fpq_original', broken)
-    patches._watch_runners(lambda runner: None, calls.append)
+    patches._watch_runners(
+        lambda runner, verb: None, lambda *told: calls.append(told))
     runner = object()
     with pytest.raises(KeyboardInterrupt):
         Runner.train(runner)
-    assert calls == [runner]
+    assert calls == [(runner, 'train')]
 
 
 @pytest.fixture
