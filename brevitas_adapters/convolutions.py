@@ -15,6 +15,7 @@ from brevitas.nn import (
 from brevitas.quant_tensor import QuantTensor
 from torch import Tensor, nn
 
+from fpq_plugin._compat.tracing import whole_call
 from fpq_plugin.layers import register_layer
 
 from .backend import BREVITAS
@@ -33,10 +34,19 @@ class BrevitasConvTranspose(BrevitasLayer):
 
     channel_axis = 1
     weight_axis = 1
+    # Brevitas's raise, and torch.jit.trace reads all properties.
+    per_elem_ops = None
+
+    @property
+    def channelwise_separable(self) -> bool:
+        return self.groups == self.out_channels
 
     def forward(self,
                 x: Tensor | QuantTensor,
                 output_size: list[int] | None = None) -> Tensor:
+        whole = whole_call(self, (x, output_size), {})
+        if whole is not None:
+            return whole
         self._output_size = output_size
         return self.forward_impl(x)
 

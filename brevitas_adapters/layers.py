@@ -11,6 +11,7 @@ from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from brevitas.quant_tensor import QuantTensor
 from torch import Tensor, nn
 
+from fpq_plugin._compat.tracing import is_exporting, whole_call
 from fpq_plugin.layers import InProjection, QuantizedLayer, register_layer
 from fpq_plugin.layers.attention_projections import linear_rows
 from fpq_plugin.layers.computed_weights import (
@@ -133,10 +134,25 @@ class BrevitasLayer(QuantizedLayer):
     def forward(self, x: Tensor | QuantTensor) -> Tensor:
         return self.forward_impl(x)
 
+    def forward_impl(self, inp: Tensor | QuantTensor) -> Tensor:
+        whole = whole_call(self, (inp, ), {})
+        if whole is not None:
+            return whole
+        if not _in_torch_export() or self.bias_quant.is_quant_enabled or (
+                self.output_quant.is_quant_enabled):
+            return super().forward_impl(inp)
+        return self.inner_forward_impl(
+            self.quantized_input(inp), self.quantized_weight(self.weight),
+            self.bias)
+
     def quantized_input(self, x: Tensor | QuantTensor) -> Tensor:
+        if _in_torch_export():
+            return self._quantized(x, self.input_quantizer, False)
         return _value(self.input_quant(self.unpack_input(x)))
 
     def quantized_weight(self, weight: Tensor) -> Tensor:
+        if _in_torch_export():
+            return self._quantized(weight, self.weight_quantizer, True)
         return _value(self.weight_quant(weight))
 
     def inner_forward_impl(self, x: Tensor | QuantTensor,
@@ -163,6 +179,7 @@ class BrevitasInProjection(BrevitasLayer, QuantWeightBiasInputOutputLayer,
 
     channel_axis = -1
     output_channel_dim = 0
+    per_elem_ops = None  # Brevitas's raises, and torch.jit.trace reads it
 
     def weight_source(self) -> tuple[nn.Module, str]:
         return self._attention[0], self._weight_name
@@ -170,6 +187,9 @@ class BrevitasInProjection(BrevitasLayer, QuantWeightBiasInputOutputLayer,
     def forward(self,
                 x: Tensor | QuantTensor,
                 rows: slice = slice(None)) -> Tensor:
+        whole = whole_call(self, (x, rows), {})
+        if whole is not None:
+            return whole
         self._rows = rows
         return self.forward_impl(x)
 
@@ -230,6 +250,11 @@ def _settle_proxies(layer: nn.Module, weight_quantizer: Quantizer | None,
         proxy = getattr(layer, name)
         proxy.train(layer.training)
         settle_proxy(proxy, device)
+
+
+def _in_torch_export() -> bool:
+    """There Brevitas's proxies ask what a graph's stand-in cannot tell."""
+    return is_exporting() and not torch.jit.is_tracing()
 
 
 def _value(x: Tensor | QuantTensor | None) -> Tensor | None:

@@ -138,6 +138,9 @@ class LayerTensorQuant(TensorQuant):
         # In a list it is no submodule, and a deep copy points to the copy.
         self._layer = [layer]
 
+    # torch.jit.trace would compile them.
+    __jit_unused_properties__ = ('quantizer', 'perturbation')
+
     @property
     def quantizer(self) -> Quantizer:  # type: ignore[override]
         layer, = self._layer

@@ -190,7 +190,7 @@ def _write_whole_checkpoints() -> None:
         @wraps(put)
         def put_whole(self: LocalBackend, obj: bytes,
                       filepath: str | Path) -> None:
-            if Path(filepath).suffix == '.pth':
+            if Path(filepath).suffix in ('.pth', '.pt', '.ckpt'):
                 write_whole(filepath, lambda file: file.write(obj))
             else:
                 put(self, obj, filepath)

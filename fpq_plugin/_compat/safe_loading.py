@@ -174,10 +174,8 @@ def other_checkpoint(path: str) -> str:
         str: It begins with a full stop; empty if there is none.
     """
     folder = Path(path).absolute().parent
-    # Of another file than a checkpoint it would be no way out.
-    if Path(path).name.startswith('fpq_teacher_'):
-        return ''
-    if '://' in path or not (folder / 'last_checkpoint').is_file():
+    if ('://' in path or Path(path).name.startswith('fpq_teacher')
+            or not (folder / 'last_checkpoint').is_file()):
         return ''
     others = [file for file in folder.glob('*.pth')
               if file != Path(path).absolute()]
@@ -188,7 +186,7 @@ def other_checkpoint(path: str) -> str:
             continue
         if isinstance(content, dict) and 'optimizer' in content:
             return (f'. The last one there that is whole is {str(file)!r}: '
-                    f'resume from it by --resume {file}')
+                    f'go on from it by --resume {file}')
     return ('. There is no whole one beside it: start anew from the '
             'full-precision checkpoint')
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .._compat.restoring import kept_modes, same_randomness
 from ..layers import QuantizedLayer, get_backend, quantized_type, route
+from ..layers.computed_weights import is_computed
 from ..layers.routing import RoutedModule
 from ..options import matches, refuse_unmatched
 
@@ -193,7 +195,8 @@ def weighted_layers(model: nn.Module,
     """The layers with a weight that is, or could be, quantized, by name.
 
     The same layers of a float model and of its quantized form, so that both
-    can be held against each other.
+    can be held against each other. Those that compute their weight are left
+    out, with a warning.
 
     Args:
         model (nn.Module): The model, converted or not.
@@ -212,6 +215,15 @@ def weighted_layers(model: nn.Module,
         if isinstance(module, QuantizedLayer)
         or quantized_type(module, backend) is not None
     }
+    # Noise on, and derivatives by, such a weight would be of no parameter.
+    computed = [name for name, layer in found.items() if is_computed(layer)]
+    if computed:
+        warnings.warn(
+            f'{key}: left out, since they compute their weight (a norm, a '
+            f'parametrization): {", ".join(computed)}. Take that off first, '
+            'as by remove_weight_norm or remove_parametrizations',
+            stacklevel=2)
+    found = {n: layer for n, layer in found.items() if n not in computed}
     if not found:
         raise ValueError('the model has no layer of a type that can be '
                          'quantized')

@@ -1,9 +1,8 @@
 """From a trained model to an ONNX model, in memory.
 
-torch traces the model. While it does, each fake quantizer is replaced by a
-mark: a node ``fpq::FakeQuantize`` with the quantizer's number, so that the
-trace holds where values are quantized and nothing of how. The marks then
-become nodes of the standard, in this order:
+:mod:`.tracing` traces the model with a mark in the place of each fake
+quantizer, and :mod:`.batch` sees to it that the batch size is free. The marks
+then become nodes of the standard, in this order:
 
 1. :func:`.lowering.find_weights` computes the integers of the weights.
 2. :func:`.folding.fold_batch_norm` multiplies batch norms into their steps,
@@ -14,25 +13,22 @@ become nodes of the standard, in this order:
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
 import torch
 from onnx import version_converter
 from torch import Tensor, nn
-from torch.autograd import Function
 
-from .._compat.versions import onnx_tracer_options
 from ..quantizers import Quantizer
-from .folding import fold_batch_norm, lower_biases
+from .batch import TRACED_SIZES, trace_any_batch
+from .engines import ONNXRUNTIME, Engine
+from .folding import Bias, fold_batch_norm, lower_biases
+from .images import some_images
 from .integers import integer_grid
 from .lowering import (
-    MARK,
     find_weights,
     fold_weights,
     lower_features,
@@ -41,108 +37,16 @@ from .lowering import (
     store_weights,
 )
 from .rewriting import finish_graph, read_graph
-
-DOMAIN = 'fpq'
-INPUT, OUTPUT = 'input', 'output'
-# The newest that every supported torch writes.
-TRACED_OPSET = 17
+from .tracing import TRACED_OPSET
 
 
-class _Mark(Function):
-    """Stands for the quantizer ``number`` in the trace."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, number: int) -> Tensor:
-        # A new tensor: the tracer drops a function that returns its input.
-        return x.clone()
-
-    @staticmethod
-    def symbolic(g, x, number: int):
-        return g.op(f'{DOMAIN}::{MARK}', x,
-                    number_i=number).setType(x.type())
-
-
-def _mark(number: int, x: Tensor) -> Tensor:
-    return _Mark.apply(x, number)
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x
-
-
-@contextmanager
-def _replaced(quantizers: Sequence[Quantizer],
-              marked: bool) -> Iterator[None]:
-    for number, quantizer in enumerate(quantizers):
-        quantizer.forward = (  # type: ignore[method-assign]
-            partial(_mark, number) if marked else _identity)
-    try:
-        yield
-    finally:
-        for quantizer in quantizers:
-            del quantizer.forward
-
-
-@torch.no_grad()
-def trace(model: nn.Module,
-          quantizers: Sequence[Quantizer],
-          example: Tensor,
-          marked: bool = True) -> onnx.ModelProto:
-    """Trace ``model`` in eval mode.
-
-    Nothing but the fake quantizers stands for quantization: SFP, CSD and
-    calibration leave nothing. The batch size is free.
+def refuse_unexportable(model: nn.Module,
+                        engine: Engine = ONNXRUNTIME) -> None:
+    """Name every quantizer that no node of the engine can stand for.
 
     Args:
-        model (nn.Module): Takes and returns one tensor; in eval mode.
-        quantizers (Sequence[Quantizer]): Those of the model. Each call of
-            ``quantizers[i]`` becomes one node ``fpq::FakeQuantize`` with the
-            attribute ``number = i``.
-        example (Tensor): An input, the first axis is the batch.
-        marked (bool): False leaves the quantizers out, which gives the
-            full-precision model. Defaults to True.
-
-    Returns:
-        onnx.ModelProto: The graph, its tensors ``input`` and ``output``.
-
-    Raises:
-        ValueError: If the model does not return one tensor, or torch cannot
-            trace it.
-    """
-    out = model(example)
-    if not isinstance(out, Tensor):
-        raise ValueError(
-            'not exported: the model must return one tensor, and '
-            f'{type(model).__name__} returns a {type(out).__name__}')
-    options = onnx_tracer_options()
-    if marked:
-        options['custom_opsets'] = {DOMAIN: 1}
-    content = io.BytesIO()
-    with _replaced(quantizers, marked), warnings.catch_warnings():
-        # Shapes become constants, but for the batch: what parity is for.
-        warnings.simplefilter('ignore', torch.jit.TracerWarning)
-        warnings.simplefilter('ignore', DeprecationWarning)
-        warnings.simplefilter('ignore', UserWarning)
-        try:
-            torch.onnx.export(
-                model, (example, ),
-                content,
-                opset_version=TRACED_OPSET,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_axes={
-                    INPUT: {0: 'batch'},
-                    OUTPUT: {0: 'batch'}
-                },
-                **options)
-        except Exception as error:
-            raise ValueError('not exported: torch cannot trace '
-                             f'{type(model).__name__}: {error}') from error
-    return onnx.load_from_string(content.getvalue())
-
-
-def refuse_unexportable(model: nn.Module) -> None:
-    """Name every quantizer that no standard node can stand for.
+        model (nn.Module): A quantized model.
+        engine (Engine): What is to take the file. Defaults to onnxruntime.
 
     Raises:
         ValueError: Naming them, with the reasons.
@@ -150,7 +54,7 @@ def refuse_unexportable(model: nn.Module) -> None:
     reasons = []
     for name, quantizer in quantizers_of(model).items():
         try:
-            integer_grid(quantizer)
+            integer_grid(quantizer, engine=engine)
         except ValueError as error:
             reasons.append(f'{name}: {error}')
     if reasons:
@@ -167,19 +71,124 @@ def quantizers_of(model: nn.Module) -> dict[str, Quantizer]:
     }
 
 
+def refuse_unfit(model: nn.Module) -> None:
+    """Name a weight that is not in float32 on the CPU.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if value.device.type != 'cpu' or isinstance(value, nn.Parameter) and (
+                value.is_floating_point() and value.dtype != torch.float32):
+            raise ValueError(
+                f'not exported: {name} is {value.dtype} on {value.device}, '
+                'and an export takes float32 on the CPU: model.float().cpu()')
+
+
+# Enough for traces of 2, 3 and 5 images, none of which is seen twice.
+MOST_TRACED = sum(TRACED_SIZES)
+
+
+@dataclass(frozen=True)
+class TracedModel:
+    """A model as torch traced it, from which files are built.
+
+    Attributes:
+        model (nn.Module): The model.
+        example (Tensor): The images it was traced with, (N, ...).
+        quantizers (dict[str, Quantizer]): Its fake quantizers by name; the
+            marks have their numbers.
+        graph (onnx.ModelProto): The trace.
+        plain (bool): Whether it is as torch traced it.
+        engine (Engine): What is to take the files.
+        batch_size (int, optional): The files' batch size, None if free.
+    """
+
+    model: nn.Module
+    example: Tensor
+    quantizers: dict[str, Quantizer]
+    graph: onnx.ModelProto
+    plain: bool
+    engine: Engine
+    batch_size: int | None
+
+    def build(self, integer_biases: bool = True,
+              unsigned_weights: bool = False) -> tuple[ir.Model, list[Bias]]:
+        """Build the ONNX model.
+
+        Args:
+            integer_biases (bool): Whether biases become integers where 8-bit
+                kernels take them. Defaults to True.
+            unsigned_weights (bool): Whether 8-bit weights are uint8 instead
+                of int8. Defaults to False.
+
+        Returns:
+            tuple: The checked ir.Model, and what became of the biases.
+
+        Raises:
+            ValueError: If something cannot be exported; the message names it.
+        """
+        names, quantizers = list(self.quantizers), list(
+            self.quantizers.values())
+        built = read_graph(self.graph)
+        fold_weights(built.graph, self.model, quantizers,
+                     self.example[:self.batch_size or 2])
+        built = _with_needed_opset(built, quantizers, self.engine)
+        graph = built.graph
+        weights = find_weights(graph, quantizers, names, self.engine)
+        fold_batch_norm(graph, weights)
+        biases = lower_biases(graph, weights, quantizers, names,
+                              integer_biases, self.engine)
+        store_weights(graph, weights, unsigned_weights)
+        lower_features(graph, quantizers, self.engine)
+        finish_graph(built)
+        return built, biases
+
+
+def trace_model(model: nn.Module,
+                example: Tensor,
+                engine: Engine = ONNXRUNTIME,
+                batch_size: int | None = None) -> TracedModel:
+    """Trace a quantized torch model, to build ONNX models from.
+
+    Args:
+        model (nn.Module): In eval mode, takes and returns one tensor.
+        example (Tensor): Images, (N, ...), any number of them.
+        engine (Engine): What is to take the file. Defaults to onnxruntime.
+        batch_size (int, optional): The file's batch size. Defaults to None,
+            a free one.
+
+    Returns:
+        TracedModel: The trace.
+
+    Raises:
+        ValueError: If something cannot be exported; the message names it.
+    """
+    refuse_unfit(model)
+    refuse_unexportable(model, engine)
+    found = quantizers_of(model)
+    if not found:
+        raise ValueError('not exported: the model has no fake quantizer that '
+                         'is switched on. Give the config that it was trained '
+                         'with by FPQ')
+    graph, plain = trace_any_batch(model, list(found.values()), example,
+                                   batch_size=batch_size)
+    images = some_images(example, batch_size or MOST_TRACED)
+    return TracedModel(model, images, found, graph, plain, engine, batch_size)
+
+
 def build_onnx(model: nn.Module,
                example: Tensor,
                integer_biases: bool = True,
                unsigned_weights: bool = False) -> ir.Model:
-    """Build the ONNX model of a quantized torch model.
+    """Build the ONNX model of a quantized torch model, for onnxruntime.
 
     Args:
         model (nn.Module): In eval mode, takes and returns one tensor.
-        example (Tensor): An input, (N, ...).
-        integer_biases (bool): Whether biases become integers where 8-bit
-            kernels take them. Defaults to True.
-        unsigned_weights (bool): Whether 8-bit weights are uint8 instead of
-            int8. Defaults to False.
+        example (Tensor): Images, (N, ...), any number of them.
+        integer_biases (bool): As for :meth:`TracedModel.build`. Defaults to
+            True.
+        unsigned_weights (bool): The same. Defaults to False.
 
     Returns:
         ir.Model: The checked model; its batch size is free.
@@ -187,30 +196,14 @@ def build_onnx(model: nn.Module,
     Raises:
         ValueError: If something cannot be exported; the message names it.
     """
-    refuse_unexportable(model)
-    found = quantizers_of(model)
-    if not found:
-        raise ValueError('not exported: the model has no fake quantizer that '
-                         'is switched on. Give the config that it was trained '
-                         'with by FPQ')
-    names, quantizers = list(found), list(found.values())
-    built = read_graph(trace(model, quantizers, example))
-    fold_weights(built.graph, model, quantizers, example)
-    built = _with_needed_opset(built, quantizers)
-    graph = built.graph
-    weights = find_weights(graph, quantizers, names)
-    fold_batch_norm(graph, weights)
-    lower_biases(graph, weights, quantizers, integer_biases)
-    store_weights(graph, weights, unsigned_weights)
-    lower_features(graph, quantizers)
-    finish_graph(built)
-    return built
+    return trace_model(model, example).build(integer_biases,
+                                             unsigned_weights)[0]
 
 
-def _with_needed_opset(model: ir.Model,
-                       quantizers: Sequence[Quantizer]) -> ir.Model:
+def _with_needed_opset(model: ir.Model, quantizers: Sequence[Quantizer],
+                       engine: Engine) -> ir.Model:
     """The model in the first opset that has its weights' types."""
-    grids = [integer_grid(quantizers[number_of(mark)], stored=True)
+    grids = [integer_grid(quantizers[number_of(mark)], True, engine)
              for mark in marks(model.graph, of_weights=True)]
     opset = max((grid.type.opset for grid in grids), default=0)
     if opset <= TRACED_OPSET:
@@ -219,17 +212,17 @@ def _with_needed_opset(model: ir.Model,
         version_converter.convert_version(ir.to_proto(model), opset))
 
 
-def build_float_onnx(model: nn.Module, example: Tensor) -> ir.Model:
+def build_float_onnx(traced: TracedModel) -> ir.Model:
     """The same without quantization, to measure against.
 
     Args:
-        model (nn.Module): In eval mode, takes and returns one tensor.
-        example (Tensor): An input, (N, ...).
+        traced (TracedModel): The quantized model.
 
     Returns:
         ir.Model: The checked model, in float32.
     """
-    quantizers = list(quantizers_of(model).values())
-    built = read_graph(trace(model, quantizers, example, marked=False))
+    built = read_graph(trace_any_batch(
+        traced.model, list(traced.quantizers.values()), traced.example, False,
+        traced.batch_size, traced.plain)[0])
     finish_graph(built)
     return built

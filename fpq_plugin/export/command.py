@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..openmmlab.export_run import IMAGES, export_checkpoint
+from .engines import ONNXRUNTIME, known_engines
 from .parity import TOLERANCE, ParityError
 from .targets import known_endings, target_of
 
@@ -33,7 +34,9 @@ what it prints:
                       which is faster where a layer has no integer kernel
   Then how its answers compare with the trained model's: the share of equal
   classes, the differences of the outputs next to their spread (standard
-  deviation), and top-1 of both if the data has labels.
+  deviation), and top-1 of both if the data has labels. At last how many biases
+  are integers, as 8-bit kernels need them, why the others are not, and what is
+  worse than in full precision.
 """
 
 
@@ -60,7 +63,14 @@ def add_command(commands: Any) -> None:
         help='images of the test data to compare on (default: %(default)s)')
     parser.add_argument(
         '--tolerance', metavar='PERCENT', type=float, default=TOLERANCE,
-        help='share of the classes that may differ (default: %(default)s)')
+        help='points of top-1 that may be lost; without labels, ten times '
+        'this share of the classes may differ (default: %(default)s)')
+    parser.add_argument(
+        '--engine', choices=known_engines(), default=ONNXRUNTIME.name,
+        help='what is to take the file (default: %(default)s)')
+    parser.add_argument(
+        '--batch-size', metavar='N', type=int,
+        help='make a file for batches of N images alone (default: any)')
     parser.add_argument(
         '--unsigned-weights', action=argparse.BooleanOptionalAction,
         help='8-bit weights as uint8, right on every processor, or as int8 '
@@ -89,8 +99,11 @@ def run(args: argparse.Namespace) -> None:
     for option, file in (('--out', Path(args.out)), ('--json', args.json)):
         if file is not None and not file.parent.is_dir():
             raise FileNotFoundError(f'{option}: no folder {file.parent}')
-    options = {} if args.unsigned_weights is None else dict(
-        unsigned_weights=args.unsigned_weights)
+    options = dict(unsigned_weights=args.unsigned_weights,
+                   engine=args.engine, batch_size=args.batch_size)
+    # A target need not know what was not asked for.
+    options = {name: value for name, value in options.items()
+               if value not in (None, ONNXRUNTIME.name)}
     try:
         report = export_checkpoint(args.config, args.checkpoint, args.out,
                                    args.images, args.tolerance, **options)

@@ -9,12 +9,14 @@ The integers of a weight stay those of the training.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from ..quantizers import Quantizer
+from .engines import ONNXRUNTIME, Engine
 from .integers import IntegerGrid, integer_grid
 from .lowering import MARK, Weights, array_of, is_constant, number_of
 from .rewriting import add_constant, only_reader, replace_nodes
@@ -68,45 +70,77 @@ def _fold(graph: ir.Graph, conv: ir.Node, norm: ir.Node,
 
 # Of the step that follows: what rounding a bias may shift a value by.
 LARGEST_SHIFT = 1 / 256
+# Why a bias is float that could be integers.
+CHOSEN = 'integers cost accuracy'
 # What onnxruntime moves a QuantizeLinear back over, into the layer before.
 PASSED = ('Relu', 'Clip', 'MaxPool')
 
 
-def lower_biases(graph: ir.Graph, weights: Weights,
+@dataclass(frozen=True)
+class Bias:
+    """What became of the bias of a layer with a quantized input.
+
+    Attributes:
+        layer (str): The layer's name.
+        reason (str): Why it stays float; empty for one of integers.
+    """
+
+    layer: str
+    reason: str
+
+
+def lower_biases(graph: ir.Graph,
+                 weights: Weights,
                  quantizers: Sequence[Quantizer],
-                 integer_biases: bool) -> None:
-    """Make biases integers for 8-bit kernels, or add them in float.
+                 names: Sequence[str],
+                 integer_biases: bool,
+                 engine: Engine = ONNXRUNTIME) -> list[Bias]:
+    """Make biases integers for 8-bit kernels, or keep them float.
 
     An 8-bit kernel takes the bias as integers, in steps of input times
     weight. Such a step is far below that of an 8-bit output, and the bias
     becomes int32. At fewer bits it is not, and there is no kernel: the bias
     is added after the layer, since onnxruntime 1.24 rounds what is left
-    inside (a float weight too).
+    inside (a float weight too). Other engines get it inside.
 
     Args:
         graph (ir.Graph): The graph with features' quantizers as marks,
             changed in place.
         weights (Weights): The quantized weights.
         quantizers (Sequence[Quantizer]): Those of the marks' numbers.
-        integer_biases (bool): False adds all of them in float.
+        names (Sequence[str]): Their names.
+        integer_biases (bool): False makes all of them float.
+        engine (Engine): What is to take them. Defaults to onnxruntime.
+
+    Returns:
+        list[Bias]: The bias of each Conv, ConvTranspose and Gemm whose input
+        is quantized, in the order of the graph.
     """
+    found = []
     for node in list(graph):
         if node.op_type not in ('Conv', 'ConvTranspose', 'Gemm') or (
                 len(node.inputs) < 3 or not is_constant(node.inputs[2])):
             continue
         source = node.inputs[0].producer() if node.inputs[0] else None
-        after = _marks_after(node.outputs[0])
-        if source is None or source.op_type != MARK or not after:
+        if source is None or source.op_type != MARK:
             continue
+        layer = names[number_of(source)].rpartition('.')[0]
+        after = _marks_after(node.outputs[0])
         bias = np.array(array_of(node.inputs[2]))
-        found = _bias_integers(
-            bias, weights.get(node.inputs[1]),
-            *(integer_grid(quantizers[number_of(mark)])
-              for mark in (source, *after))) if integer_biases else None
-        if found is None:
+        stored: tuple | str = (
+            f'{engine.title} takes none' if not engine.integer_biases else
+            _bias_integers(bias, weights.get(node.inputs[1]), *(
+                integer_grid(quantizers[number_of(mark)])
+                for mark in (source, *after))) if after else
+            'the output is not quantized again')
+        if not isinstance(stored, str) and not integer_biases:
+            stored = CHOSEN
+        if isinstance(stored, tuple):
+            _store_bias(graph, node, *stored)
+        elif after and not engine.biases_inside:
             _add_after(graph, node, bias)
-        else:
-            _store_bias(graph, node, *found)
+        found.append(Bias(layer, stored if isinstance(stored, str) else ''))
+    return found
 
 
 def _marks_after(value: ir.Value) -> list[ir.Node]:
@@ -122,16 +156,16 @@ def _marks_after(value: ir.Value) -> list[ir.Node]:
 
 def _bias_integers(
         bias: np.ndarray, weight: IntegerGrid | None, before: IntegerGrid,
-        *after: IntegerGrid) -> tuple[np.ndarray, np.ndarray] | None:
-    """The bias as int32 (C,) and their steps (C,), None if too coarse."""
+        *after: IntegerGrid) -> tuple[np.ndarray, np.ndarray] | str:
+    """The bias as int32 (C,) and their steps (C,), or why there are none."""
     if weight is None or weight.type.high < 127 or not all(
             grid.fills_type() for grid in (before, *after)):
-        return None
+        return 'weight, input or output has fewer than 8 bits'
     step = np.broadcast_to(before.step * weight.step, bias.shape)
     integers = np.round(bias.astype(np.float64) / step)
     if step.max() / 2 > LARGEST_SHIFT * min(grid.step for grid in after) or (
             np.abs(integers).max() >= 2**31):
-        return None
+        return 'its step is too coarse for the output'
     return integers.astype(np.int32), step.astype(np.float32)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..quantizers import Quantizer
+from .engines import ONNXRUNTIME, Engine
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,18 @@ INTEGER_TYPES = (
     IntegerType('INT8', -128, 127, 10),
 )
 """From narrow to wide."""
+_TYPES = {kind.name: kind for kind in INTEGER_TYPES}
 
 
-def narrowest_type(low: int, high: int, stored: bool) -> IntegerType:
-    """The narrowest type that holds all integers of ``[low, high]``.
-
-    Signed ranges get a signed type: weights stay symmetric. Features, which
-    are not stored, get eight bits: onnxruntime 1.24 cannot open a Clip, as
-    ReLU6 is one, in front of a QuantizeLinear to four.
+def narrowest_type(low: int, high: int, stored: bool,
+                   engine: Engine = ONNXRUNTIME) -> IntegerType:
+    """The first type of an engine that holds all integers of ``[low, high]``.
 
     Args:
         low (int): The lowest integer.
         high (int): The highest integer.
-        stored (bool): Whether the file holds the integers.
+        stored (bool): Whether the file holds the integers, as of a weight.
+        engine (Engine): Whose types. Defaults to onnxruntime.
 
     Returns:
         IntegerType: The type.
@@ -68,11 +68,13 @@ def narrowest_type(low: int, high: int, stored: bool) -> IntegerType:
     Raises:
         ValueError: If there is none.
     """
-    for kind in INTEGER_TYPES:
-        if kind.holds(low, high) and (kind.low < 0) == (low < 0) and (
-                stored or kind.opset < 21):
+    names = engine.weights if stored else engine.features
+    for name in names:
+        kind = _TYPES[name]
+        if kind.holds(low, high):
             return kind
-    raise ValueError(f'no standard type holds integers of {low} to {high}')
+    raise ValueError(f'no type of {engine.title} ({", ".join(names)}) holds '
+                     f'integers of {low} to {high}')
 
 
 @dataclass
@@ -121,13 +123,16 @@ class IntegerGrid:
             self.axis = perm.index(self.axis)
 
 
-def integer_grid(quantizer: Quantizer, stored: bool = False) -> IntegerGrid:
+def integer_grid(quantizer: Quantizer,
+                 stored: bool = False,
+                 engine: Engine = ONNXRUNTIME) -> IntegerGrid:
     """The numbers that ``quantizer`` computes with.
 
     Args:
         quantizer (Quantizer): The quantizer.
         stored (bool): Whether the file holds its integers, as it does those
             of a weight. Defaults to False.
+        engine (Engine): What is to take them. Defaults to onnxruntime.
 
     Returns:
         IntegerGrid: Its grid, and the type for its integers.
@@ -149,18 +154,36 @@ def integer_grid(quantizer: Quantizer, stored: bool = False) -> IntegerGrid:
         raise ValueError('its zero point is not an integer')
     low, high = int(grid.quant_min), int(grid.quant_max)
     zero_point = zero_point.astype(np.int64)
-    kind = narrowest_type(min(low, int(zero_point.min())),
-                          max(high, int(zero_point.max())), stored)
+    asked = f'{low} to {high}'
+    if zero_point.any():
+        asked += f' around {zero_point.flat[0]}'
+    if not engine.zero_points:
+        # The same values, counted from their zero.
+        low -= int(zero_point.max())
+        high -= int(zero_point.min())
+        zero_point = np.zeros_like(zero_point)
+    try:
+        kind = narrowest_type(min(low, int(zero_point.min())),
+                              max(high, int(zero_point.max())), stored, engine)
+    except ValueError as error:
+        if engine.zero_points:
+            raise
+        raise ValueError(
+            f'{engine.title} takes integers of INT8 around 0, not of {asked}: '
+            'train it with symmetric=True, or with 7 bits') from error
     return IntegerGrid(step, zero_point, low, high, grid.ch_axis, kind)
 
 
 @torch.no_grad()
-def weight_integers(quantizer: Quantizer, weight: np.ndarray) -> IntegerGrid:
+def weight_integers(quantizer: Quantizer,
+                    weight: np.ndarray,
+                    engine: Engine = ONNXRUNTIME) -> IntegerGrid:
     """The same, with the integers of ``weight`` itself.
 
     Args:
         quantizer (Quantizer): The weight's quantizer.
         weight (np.ndarray): float32, as the quantizer takes it.
+        engine (Engine): What is to take them. Defaults to onnxruntime.
 
     Returns:
         IntegerGrid: The grid, with ``weight``.
@@ -169,7 +192,7 @@ def weight_integers(quantizer: Quantizer, weight: np.ndarray) -> IntegerGrid:
         ValueError: With the reason, if the values that the quantizer gives
             are not those of its integers.
     """
-    found = integer_grid(quantizer, stored=True)
+    found = integer_grid(quantizer, True, engine)
     values = quantizer.fake_quantize(torch.tensor(
         weight, device=quantizer.bits.device)).cpu().numpy()
     found.weight = np.zeros(weight.shape, np.int64)

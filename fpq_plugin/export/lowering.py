@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..quantizers import Quantizer
+from .engines import ONNXRUNTIME, Engine
 from .integers import UINT8, IntegerGrid, integer_grid, weight_integers
 from .rewriting import add_constant, only_reader, replace_nodes
 
@@ -87,8 +88,10 @@ def _seen_by(quantizer: Quantizer, model: nn.Module,
     return seen[-1]
 
 
-def find_weights(graph: ir.Graph, quantizers: Sequence[Quantizer],
-                 names: Sequence[str]) -> Weights:
+def find_weights(graph: ir.Graph,
+                 quantizers: Sequence[Quantizer],
+                 names: Sequence[str],
+                 engine: Engine = ONNXRUNTIME) -> Weights:
     """Find the integers of each quantized weight.
 
     Args:
@@ -96,6 +99,7 @@ def find_weights(graph: ir.Graph, quantizers: Sequence[Quantizer],
             layer that is called twice has it, keeps one.
         quantizers (Sequence[Quantizer]): Those of the marks' numbers.
         names (Sequence[str]): Their names, for messages.
+        engine (Engine): What is to take them. Defaults to onnxruntime.
 
     Returns:
         Weights: The integers, by the value that :func:`store_weights`
@@ -114,7 +118,8 @@ def find_weights(graph: ir.Graph, quantizers: Sequence[Quantizer],
             value.replace_all_uses_with(known)
             continue
         try:
-            grid = weight_integers(quantizers[number], array_of(stored))
+            grid = weight_integers(quantizers[number], array_of(stored),
+                                   engine)
         except ValueError as error:
             raise ValueError(
                 f'not exported: {names[number]}: {error}') from error
@@ -161,7 +166,9 @@ def store_weights(graph: ir.Graph, weights: Weights, unsigned: bool) -> None:
                     _axis(grid))])
 
 
-def lower_features(graph: ir.Graph, quantizers: Sequence[Quantizer]) -> None:
+def lower_features(graph: ir.Graph,
+                   quantizers: Sequence[Quantizer],
+                   engine: Engine = ONNXRUNTIME) -> None:
     """Make each mark on features QuantizeLinear and DequantizeLinear.
 
     A Clip in front keeps a range that is narrower than its type. Its bounds
@@ -170,9 +177,10 @@ def lower_features(graph: ir.Graph, quantizers: Sequence[Quantizer]) -> None:
     Args:
         graph (ir.Graph): The graph, changed in place.
         quantizers (Sequence[Quantizer]): Those of the marks' numbers.
+        engine (Engine): What is to take them. Defaults to onnxruntime.
     """
     for mark in marks(graph, of_weights=False):
-        grid = integer_grid(quantizers[number_of(mark)])
+        grid = integer_grid(quantizers[number_of(mark)], engine=engine)
         x, nodes = mark.inputs[0], []
         if not grid.fills_type():
             bounds = [(end - grid.zero_point) * grid.step

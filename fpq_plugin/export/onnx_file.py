@@ -1,9 +1,10 @@
 """A trained model becomes an ONNX file, once onnxruntime has run it.
 
-Two versions are built, with biases as integers and in float. The first whose
-answers are those of the trained model, on real inputs, is written; if none
-is, nothing is. Importing this module needs neither onnx nor onnxruntime, so
-that a run can look at the target's needs before it trains.
+Two versions are built, with biases as integers and in float. The first that is
+as accurate as the trained model, on real inputs and in batches of several
+sizes, is written; if none is, nothing is. Importing this module needs neither
+onnx nor onnxruntime, so that a run can look at the target's needs before it
+trains.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from .._compat.whole_files import write_whole
 from ..layers import quantized_layers
 from ..options import FLOAT_BITS
 from ..version import __version__
+from .engines import ONNXRUNTIME, Engine, engine_of
+from .images import OTHER_SIZES, alike, compare_batch_of, rebatched
 from .parity import TOLERANCE, Batch, measure_parity
 from .report import ExportedLayer, ExportReport, Latency
 from .targets import Target, register_target
@@ -91,13 +94,15 @@ def export_onnx(model: nn.Module,
                 batches: Iterable[Batch],
                 tolerance: float = TOLERANCE,
                 source: dict[str, str] | None = None,
-                unsigned_weights: bool | None = None) -> ExportReport:
+                unsigned_weights: bool | None = None,
+                engine: str = ONNXRUNTIME.name,
+                batch_size: int | None = None) -> ExportReport:
     """Write a trained model as ONNX, once onnxruntime answers as it does.
 
     The file has QuantizeLinear and DequantizeLinear of the standard, integer
     weights, batch norms folded where that is exact, and a free batch size.
-    SFP, CSD, teacher and calibration leave no trace. A file is written
-    completely, or not at all.
+    It is also compared in batches of 1 and of 7 images. SFP, CSD, teacher and
+    calibration leave no trace. A file is written completely, or not at all.
 
     Args:
         model (nn.Module): A quantized model of any backend, on the CPU; it
@@ -106,21 +111,30 @@ def export_onnx(model: nn.Module,
         path (str | os.PathLike): The file to write.
         batches (Iterable[Batch]): Real inputs (N, ...), each with labels (N,)
             or None, that the trained and the exported model are compared on.
-        tolerance (float): Share of the answers whose class may differ, in
-            %; one may in any case. Outputs may differ by 2 % of their spread
-            on average. Defaults to 0.1.
+        tolerance (float): Points of top-1 that the file may lose, in %, if
+            there are labels; if not, ten times this share of the answers may
+            have another class. One image, or answer, may in any case. Outputs
+            may differ by 2 % of their spread on average. Defaults to 0.1.
         source (dict[str, str], optional): Notes for the file's metadata.
             Defaults to None.
         unsigned_weights (bool, optional): Whether 8-bit weights are uint8
             with zero point 128, which is right on every processor, instead of
             int8. Defaults to None: where this processor's kernels for int8
-            saturate.
+            saturate, if the file is for onnxruntime.
+        engine (str): What is to take the file: 'onnxruntime', or 'tensorrt',
+            which takes int8 around 0 alone, and float biases; its files are
+            checked against its rules and not run in it. Defaults to
+            'onnxruntime'.
+        batch_size (int, optional): Write a file for batches of this size
+            alone, for models that a free size does not fit; its metadata
+            says so. Defaults to None, any size.
 
     Returns:
-        ExportReport: Sizes, latencies, parity and bits.
+        ExportReport: Sizes, latencies, parity, bits, what became of biases.
 
     Raises:
         ValueError: If something cannot be exported; the message names it.
+        TypeError: If ``batch_size`` is not an integer.
         ParityError: If the exported model answers otherwise.
         FileNotFoundError: If there is no folder for the file.
         ImportError: If onnx, onnx-ir or onnxruntime is missing.
@@ -128,51 +142,81 @@ def export_onnx(model: nn.Module,
     ONNX.require_packages()
     from .runtime import saturates
 
-    path = Path(path)
+    rules, path = engine_of(engine), Path(path)
+    if batch_size is not None:
+        _require_size(batch_size)
+    if unsigned_weights and 'UINT8' not in rules.weights:
+        raise ValueError(f'not exported: {rules.title} takes no uint8, set '
+                         'unsigned_weights=False')
+    if unsigned_weights is None:
+        unsigned_weights = rules.measured and saturates()
     if not path.parent.is_dir():
         raise FileNotFoundError(f'not exported: no folder {path.parent}')
     with kept_modes(model):
-        return _export(
-            model.eval(), path, batches, tolerance, source or {},
-            saturates() if unsigned_weights is None else unsigned_weights)
+        return _export(model.eval(), path, batches, tolerance, source or {},
+                       unsigned_weights, rules, batch_size)
+
+
+def _require_size(batch_size: int) -> None:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int):
+        raise TypeError('batch_size must be an integer or None, got '
+                        f'{batch_size!r}')
+    if batch_size < 1:
+        raise ValueError(f'batch_size must be at least 1, got {batch_size}')
 
 
 def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
-            tolerance: float, source: dict[str, str],
-            unsigned: bool) -> ExportReport:
-    from .build import build_float_onnx, build_onnx
+            tolerance: float, source: dict[str, str], unsigned: bool,
+            engine: Engine, batch_size: int | None) -> ExportReport:
+    from .build import build_float_onnx, trace_model
+    from .engine_check import refuse_unfit_for
     from .runtime import latencies, open_session
 
+    if batch_size is not None:
+        batches = rebatched(batches, batch_size)
     batches = iter(batches)
     first = next(batches, None)
-    if first is None:
+    if first is None or not len(first[0]):
         raise ValueError('not exported: there is no input to compare on')
     example = first[0]
+    traced = trace_model(model, example, engine, batch_size)
     # The second has no integer biases, should they cost accuracy.
-    models = [build_onnx(model, example[:2], integer_biases, unsigned)
-              for integer_biases in (True, False)]
-    for built in models:
-        add_metadata(built, model, source)
-    contents = [content_of(built) for built in models]
-    if contents[0] == contents[1]:
-        del contents[1]
-    sessions = [open_session(content) for content in contents]
-    found = measure_parity(model, sessions, chain([first], batches))
-    best = next((i for i, parity in enumerate(found)
-                 if parity.holds(tolerance)), len(found) - 1)
+    built = [traced.build(integers, unsigned) for integers in (True, False)]
+    if built[0][1] == built[1][1]:
+        del built[1]
+    for file, _ in built:
+        refuse_unfit_for(engine, file)
+        add_metadata(file, model, {
+            **source, 'engine': engine.name,
+            'batch_size': str(batch_size or 'free')})
+    contents = [content_of(file) for file, _ in built]
+    # Another engine's file is computed as it says, in float.
+    sessions = [open_session(content, unpack=not engine.measured)
+                for content in contents]
+    found = measure_parity(model, sessions,
+                           alike(chain([first], batches), example))
+    best, reason = 0, ''
+    if len(found) > 1 and not found[0].holds(tolerance):
+        best, reason = 1, '; '.join(found[0].faults(tolerance))
     found[best].refuse(tolerance)
-    content, exported = contents[best], sessions[best]
-    in_float = content_of(build_float_onnx(model, example[:2]))
-    runs = [exported, open_session(content, unpack=True),
+    for size in () if batch_size else OTHER_SIZES:
+        compare_batch_of(size, model, sessions[best], example, found[best])
+    content = contents[best]
+    in_float = content_of(build_float_onnx(traced))
+    sizes = {batch_size} if batch_size else {
+        1, min(LARGEST_TIMED, len(example))}
+    runs = [sessions[best], open_session(content, unpack=True),
             open_session(in_float)]
     times = tuple(
         Latency(size, *latencies(runs, example[:size]))
-        for size in sorted({1, min(LARGEST_TIMED, len(example))}))
+        for size in sorted(sizes)) if engine.measured else ()
     write_whole(path, lambda file: file.write(content))
     return ExportReport(
         str(path), len(content), len(in_float),
-        models[0].opset_imports[''], found[best], times,
-        exported_layers(model))
+        built[best][0].opset_imports[''], found[best], times,
+        exported_layers(model),
+        tuple((bias.layer, bias.reason) for bias in built[best][1]), reason,
+        engine.title, batch_size)
 
 
 def content_of(model: ir.Model) -> bytes:
@@ -192,9 +236,9 @@ def check_onnx(model: nn.Module, example: Tensor) -> None:
     Raises:
         ValueError: If something cannot be exported; the message names it.
     """
-    from .build import build_onnx
+    from .build import trace_model
 
-    build_onnx(model, example)
+    trace_model(model, example).build()
 
 
 ONNX = register_target(Target(

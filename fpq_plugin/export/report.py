@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from dataclasses import asdict, dataclass
 
 from .parity import Parity
+
+# Times the float model's: below, it is noise.
+NOTABLY_SLOWER = 1.05
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,14 @@ class ExportReport:
         parity (Parity): How it answers against the trained model.
         latencies (tuple[Latency, ...]): One for each batch size.
         layers (tuple[ExportedLayer, ...]): The quantized layers.
+        biases (tuple[tuple[str, str], ...]): Of each layer whose kernel takes
+            a bias its name, and why the bias is float; '' for integers.
+            Defaults to none.
+        bias_reason (str): Why integer biases were given up, where they could
+            have been. Defaults to ''.
+        engine (str): What is to take the file. Defaults to 'onnxruntime'.
+        batch_size (int, optional): The only batch size that it takes.
+            Defaults to None, any.
     """
 
     path: str
@@ -72,15 +84,54 @@ class ExportReport:
     parity: Parity
     latencies: tuple[Latency, ...]
     layers: tuple[ExportedLayer, ...]
+    biases: tuple[tuple[str, str], ...] = ()
+    bias_reason: str = ''
+    engine: str = 'onnxruntime'
+    batch_size: int | None = None
 
     def ratio(self) -> float:
         """Size over that of the full-precision model."""
         return self.size / self.float_size
 
+    def bias_line(self) -> str:
+        """How many biases are integers, and why the others are not."""
+        reasons = Counter(reason for _, reason in self.biases if reason)
+        kept = len(self.biases) - sum(reasons.values())
+        text = f'integer biases: {kept} of {len(self.biases)} layers'
+        if self.bias_reason:
+            text += f', because with more of them {self.bias_reason}'
+        if reasons:
+            text += '; float because ' + ', '.join(
+                f'{reason} ({number})' for reason, number in reasons.items())
+        return text
+
+    def warnings(self) -> list[str]:
+        """What is worse than in full precision, or cannot be known."""
+        found = [
+            f'slower than in full precision: {each.ratio():.2f} times the '
+            f'time with batches of {each.batch} '
+            f'({each.unpacked_ratio():.2f} unpacked, by session.'
+            "disable_quant_qdq='1')"
+            for each in self.latencies if each.ratio() > NOTABLY_SLOWER
+        ]
+        if not self.latencies:
+            found.append(f'checked against the rules of {self.engine}, and '
+                         'not run in it')
+        if self.batch_size is not None:
+            found.append(f'takes batches of {self.batch_size} alone')
+        return found
+
     def as_dict(self) -> dict:
         """All figures, for JSON."""
         return dict(
             path=self.path,
+            engine=self.engine,
+            batch_size=self.batch_size,
+            integer_biases=dict(
+                reason=self.bias_reason,
+                layers={name: reason or 'integers'
+                        for name, reason in self.biases}),
+            warnings=self.warnings(),
             size=self.size,
             float_size=self.float_size,
             size_ratio=self.ratio(),
@@ -116,6 +167,10 @@ class ExportReport:
         console.print(layers)
         console.print(figures)
         console.print(self._parity(), highlight=False)
+        if self.biases:
+            console.print(self.bias_line(), highlight=False)
+        for warning in self.warnings():
+            console.print(f'warning: {warning}', highlight=False)
         return '\n'.join(line.rstrip()
                          for line in out.getvalue().splitlines())
 

@@ -19,7 +19,6 @@ from onnx_ir.passes import Sequential
 from onnx_ir.passes.common import (
     CheckerPass,
     ClearMetadataAndDocStringPass,
-    IdentityEliminationPass,
     LiftConstantsToInitializersPass,
     RemoveUnusedNodesPass,
     RemoveUnusedOpsetsPass,
@@ -33,11 +32,18 @@ def read_graph(proto: onnx.ModelProto) -> ir.Model:
         proto (onnx.ModelProto): The model, as torch or onnx made it.
 
     Returns:
-        ir.Model: The same without ``Constant`` and ``Identity`` nodes.
+        ir.Model: The same without ``Constant`` nodes, and without ``Identity``
+        but for an output.
     """
     model = ir.from_proto(proto)
-    Sequential(LiftConstantsToInitializersPass(size_limit=0),
-               IdentityEliminationPass())(model)
+    LiftConstantsToInitializersPass(size_limit=0)(model)
+    for node in list(model.graph):
+        # Those inside a branch stay: there an output must have a node.
+        source = node.inputs[0] if node.inputs else None
+        if (node.domain, node.op_type) == ('', 'Identity') and (
+                source and not node.outputs[0].is_graph_output()):
+            node.outputs[0].replace_all_uses_with(source)
+            model.graph.remove(node, safe=True)
     return model
 
 

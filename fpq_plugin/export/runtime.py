@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from .build import INPUT
+from .tracing import INPUT
 
 
 def open_session(model: bytes,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._compat.tracing import whole_call
 from .attention_products import attend
 from .quantized_layer import QuantizedLayer, register_layer
 from .routing import RoutedModule, register_routed
@@ -125,6 +126,11 @@ class RoutedMultiheadAttention(RoutedModule, nn.MultiheadAttention):
                 average_attn_weights: bool = True,
                 is_causal: bool = False) -> tuple[Tensor, Tensor | None]:
         """As ``nn.MultiheadAttention.forward``; same shapes and masks."""
+        whole = whole_call(
+            self, (query, key, value, key_padding_mask, need_weights,
+                   attn_mask, average_attn_weights, is_causal), {})
+        if whole is not None:
+            return whole
         q, k, v = self._project(query, key, value)
         batched = q.dim() == 3
         if not batched:

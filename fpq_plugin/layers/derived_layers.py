@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from .._compat.tracing import whole_call
 from .backends import Backend
 from .computed_weights import (
     PARAMETRIZATIONS,
@@ -51,10 +52,13 @@ class OwnForward(Derived):
     own_forward = True
     _runs = False
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._runs:  # from ``super(type(self), self).forward`` (SparK)
             above: Any = super(self.made_from[1], self)
             return above.forward(*args, **kwargs)
+        whole = whole_call(self, args, kwargs)
+        if whole is not None:
+            return whole
         self._runs = True
         try:
             with _QuantizedOperands(self):

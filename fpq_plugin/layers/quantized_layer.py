@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .._compat.tracing import whole_call
 from .backends import Backend, get_backend
 from .computed_weights import (
     is_computed,
@@ -100,7 +101,10 @@ class QuantizedLayer(KeepsItsWeight):
         """The layer's linear operation on input ``x`` with ``weight``."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        whole = whole_call(self, (x, *args), kwargs)
+        if whole is not None:
+            return whole
         return self.op(self.quantized_input(x),
                        self.quantized_weight(self.weight), *args, **kwargs)
 

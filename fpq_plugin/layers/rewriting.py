@@ -7,6 +7,7 @@ its place, or compute with it. The steps stay those of the old one.
 from __future__ import annotations
 
 import sys
+from types import FrameType
 from typing import Any, NoReturn
 
 from torch import nn
@@ -27,8 +28,9 @@ class KeepsItsWeight(nn.Module):
     _loads = False
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == 'weight' and self._is_new_weight(value):
-            _refuse_new_weight(type(self).__name__)
+        if (name == 'weight' and self._is_new_weight(value)
+                and not _is_sharding(sys._getframe(1))):
+            self.refuse_if_calibrated()
         if name == 'forward':
             function = getattr(value, 'func', None)
             if getattr(function, '__name__', '').startswith(
@@ -37,11 +39,9 @@ class KeepsItsWeight(nn.Module):
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
-        if name == 'weight' and self._own_weight() is not None:
-            by = sys._getframe(1).f_globals.get('__name__', '')
-            # FSDP takes the weight away and puts a view in its place.
-            if not by.startswith('torch.distributed.'):
-                self.refuse_if_calibrated()
+        if (name == 'weight' and self._own_weight() is not None
+                and not _is_sharding(sys._getframe(1))):
+            self.refuse_if_calibrated()
         super().__delattr__(name)
 
     def _is_new_weight(self, value: Any) -> bool:
@@ -49,9 +49,8 @@ class KeepsItsWeight(nn.Module):
         if value is own or self._loads:
             return False
         # Hooks of weight_norm and its like set a plain tensor.
-        replaces = own is not None or (
+        return own is not None or (
             'weight' in vars(self) and isinstance(value, nn.Parameter))
-        return replaces and self._has_steps()
 
     def _own_weight(self) -> nn.Parameter | None:
         return vars(self).get('_parameters', {}).get('weight')
@@ -76,6 +75,12 @@ class KeepsItsWeight(nn.Module):
             super()._load_from_state_dict(*args, **kwargs)
         finally:
             del self._loads
+
+
+def _is_sharding(caller: FrameType) -> bool:
+    """Whether FSDP puts shards or views of the same weight in its place."""
+    return caller.f_globals.get('__name__', '').startswith(
+        'torch.distributed.')
 
 
 def _refuse_new_weight(kind: str) -> NoReturn:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from .._compat.tracing import whole_call
 from .attention_products import AttentionProducts, ProductCalls
 from .computed_weights import parametrized_base
 
@@ -115,6 +116,9 @@ class RoutedModule(nn.Module):
         return new_routed, (self.unrouted_type, ), *state
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        whole = whole_call(self, args, kwargs)
+        if whole is not None:
+            return whole
         with _CallLayers(self):
             return self.unrouted_type.forward(self, *args, **kwargs)
 

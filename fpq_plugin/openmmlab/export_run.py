@@ -114,7 +114,7 @@ def export_checkpoint(config: str | Config,
         loader (DataLoader, optional): What :func:`ordered_images` gave for the
             config, if that was called. Defaults to None.
         **options: What the target takes besides, as :func:`export_onnx`
-            takes ``unsigned_weights``.
+            takes ``unsigned_weights``, ``engine`` and ``batch_size``.
 
     Returns:
         ExportReport: Sizes, latencies, parity and bits.

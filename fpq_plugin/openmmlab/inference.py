@@ -16,6 +16,7 @@ from ..state import (
     bare_state,
     float_state,
     load_exactly,
+    quantizer_bits,
     refuse_other_architecture,
     refuse_other_quantization,
     refuse_unlike_part,
@@ -64,6 +65,11 @@ def load_model(config: str | Config,
             'Use the config that the model was trained with.',
             quantizers_of(content, model))
     else:
+        if quantizer_bits(state):
+            raise ValueError(
+                f'{what} was trained with FPQ, and the config has no FPQHook, '
+                'or one that is off: its model would answer with the latent '
+                "weights. Use the run's own config, with its FPQHook")
         refuse_other_architecture(float_state(model), state, what)
     load_exactly(model, state)
     model._config = cfg

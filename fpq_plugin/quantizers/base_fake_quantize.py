@@ -244,6 +244,15 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
         super().enable_fake_quant(enabled)
         self.fake_quant_enabled.fill_(int(enabled))
 
+    # Those of torch.ao are compiled by torch.jit.trace, with what they call.
+    def disable_fake_quant(self) -> None:
+        """Switch fake quantization off."""
+        self.enable_fake_quant(False)
+
+    def disable_observer(self) -> None:
+        """Switch the observer off; its range becomes the step."""
+        self.enable_observer(False)
+
     def enable_observer(self, enabled: bool = True) -> None:
         """Switch the observer on, or off; off, its range becomes the step."""
         super().enable_observer(enabled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -39,10 +40,17 @@ def describe(quantizer: nn.Module) -> dict[str, Any]:
     for name in ('symmetric', 'signed'):
         if isinstance(getattr(quantizer, name, None), bool):
             found[name] = getattr(quantizer, name)
-    for name in known_options(kind):
-        if name not in _NOT_OF_MEANING and name in vars(quantizer):
+    for name in _own_options(kind):
+        if name in vars(quantizer):
             found[name] = _plain(vars(quantizer)[name])
     return found
+
+
+@cache
+def _own_options(kind: type) -> list[str]:
+    """What a constructor takes besides what every quantizer's may."""
+    return [name for name in known_options(kind)
+            if name not in _NOT_OF_MEANING]
 
 
 def differences(stored: Mapping[str, Any],

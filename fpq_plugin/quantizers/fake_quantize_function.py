@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._compat.kernels import CompiledFunction, compiled, constant
+from .._compat.tracing import is_exporting
 from .grid import along_channels
 
 _MOST_ROWS = 2**10
@@ -239,6 +240,10 @@ def fake_quantize(x: Tensor,
     Returns:
         Tensor: ``x_hat`` of ``x``'s shape and dtype.
     """
+    if is_exporting():  # a graph of torch's operators alone can be saved
+        return _quantize.plain(x, along_channels(scale, x, ch_axis),
+                               along_channels(zero_point, x, ch_axis),
+                               quant_min, quant_max)
     # Inside of the function gradients are off.
     trains = torch.is_grad_enabled()
     return FakeQuantizeFunction.apply(x, scale, zero_point, quant_min,

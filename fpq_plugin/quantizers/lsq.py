@@ -7,6 +7,7 @@ from mmengine.dist import get_world_size
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .._compat.tracing import is_exporting
 from .base_fake_quantize import BaseFakeQuantize
 from .fake_quantize_function import positive_step
 
@@ -45,6 +46,8 @@ class LSQFakeQuantize(BaseFakeQuantize):
 
     def grad_factor(self, x: Tensor) -> float:
         """LSQ's factor g on the gradient of a step of ``x``."""
+        if is_exporting():  # of sizes, which must not become constants
+            return 1.0
         shared = x.numel() // self.scale.numel()
         if self.over_batch:
             shared *= get_world_size() * self.micro_batches

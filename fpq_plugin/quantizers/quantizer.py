@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -12,6 +13,7 @@ import torch
 from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
+from .._compat.tracing import is_exporting, whole_call
 from .description import KEY, describe, differences
 from .grid import Grid, Stage, along_channels, check_bits
 from .ranges import weight_to_come
@@ -99,6 +101,14 @@ class Quantizer(ABC, nn.Module, metaclass=_Trainable):
         self.register_buffer(
             'bits', torch.tensor(bits, dtype=torch.uint8, device=device))
 
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        # torch.jit.trace would compile them, whether they are used or not.
+        cls.__jit_unused_properties__ = [
+            name for name, member in inspect.getmembers(cls)
+            if isinstance(member, property)
+        ]
+
     @abstractmethod
     def step(self) -> Tensor:
         """The current step, positive, detached, shape (1,) or (C,)."""
@@ -153,15 +163,22 @@ class Quantizer(ABC, nn.Module, metaclass=_Trainable):
         raise NotImplementedError(
             f'{type(self).__name__} does not tell its integers (no grid())')
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         """Observe and/or fake quantize ``x``; shape and dtype are kept.
+
+        ``torch.fx.symbolic_trace`` finds one call of this module here.
 
         Raises:
             RuntimeError: If not calibrated, in eval mode or in distributed
-                training.
+                training; or traced while it trains or observes.
             TypeError: If ``x`` is not of a floating-point type.
         """
         stage = self.stage
+        whole = whole_call(self, (x, ), {})
+        if whole is not None or is_exporting():
+            self._refuse_trace_in_training()
+        if whole is not None:
+            return whole
         observing = stage is Stage.OBSERVING
         if observing:
             self._refuse_other_types(x)
@@ -211,6 +228,26 @@ class Quantizer(ABC, nn.Module, metaclass=_Trainable):
             if self.training and parameter.requires_grad:
                 x = x + (0 * parameter.sum()).to(x.dtype)
         return x
+
+
+    def _refuse_trace_in_training(self) -> None:
+        if self.training or self.stage is Stage.OBSERVING:
+            raise RuntimeError(
+                f'{type(self).__name__} cannot be traced while it '
+                f'{"trains" if self.training else "observes"}: what training '
+                'decides anew in each step would be a constant of the graph. '
+                'Call model.eval() before')
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` asks for.
+
+        Raises:
+            RuntimeError: Always: its Python is none that torch compiles.
+        """
+        raise RuntimeError(
+            f'torch.jit.script cannot compile {type(self).__name__}: trace '
+            'the model, torch.jit.trace(model.eval(), example), which saves, '
+            'loads and freezes as well')
 
     @property
     def stage(self) -> Stage:

@@ -12,6 +12,7 @@ from torch.ao.quantization import (
     MovingAveragePerChannelMinMaxObserver,
 )
 
+from .._compat.tracing import is_exporting
 from .grid import Grid, Stage
 from .quantizer import Quantizer, lasting
 from .ranges import fill_zeros
@@ -159,6 +160,8 @@ class TorchAOFakeQuantize(Quantizer):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if is_exporting():
+            return self._for_graph(wide).to(x.dtype)
         if not (self.over_batch and get_world_size() > 1
                 and self.fake.observer_enabled[0] == 1):
             return self.fake(wide).to(x.dtype)
@@ -189,6 +192,14 @@ class TorchAOFakeQuantize(Quantizer):
                                   for d in range(1, x.dim())))
         self.fake.activation_post_process(ends)
         self._set_step()
+
+    def _for_graph(self, x: Tensor) -> Tensor:
+        """torch's arithmetic without its switches, which no graph holds."""
+        step, zero_point = (self.along_channels(each, x)
+                            for each in (self.scale, self.zero_point))
+        integers = torch.round(x * (1 / step))
+        return integers.clamp(self.quant_min - zero_point,
+                              self.quant_max - zero_point) * step
 
     def grid(self) -> Grid:
         return Grid(self.step(), self.zero_point, self.quant_min,

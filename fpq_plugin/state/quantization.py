@@ -12,10 +12,10 @@ from ..layers import quantized_layers
 from ..quantizers import KEY, describe, differences, named_quantizers
 
 
-def first_few(names: list[str], most: int = 5) -> str:
+def first_few(names: list[str], most: int = 5, between: str = ', ') -> str:
     """The first of ``names``, and how many more there are."""
     more = f' and {len(names) - most} more' if len(names) > most else ''
-    return ', '.join(names[:most]) + more
+    return between.join(names[:most]) + more
 
 
 def quantizer_bits(state: Mapping[str, Any]) -> dict[str, int]:
@@ -80,7 +80,7 @@ def refuse_other_quantization(
     other = _unlike(own, given, state, stored or {})
     if other:
         raise ValueError(f'{what} was quantized otherwise: '
-                         f'{first_few(other)}. {way_out}')
+                         f'{first_few(other, between="; ")}. {way_out}')
     empty = [name for name in own if not int(state[f'{name}.initialized'])]
     if empty:
         raise ValueError(f'{what} has no scales yet for '
@@ -120,7 +120,7 @@ def refuse_unlike_part(model: nn.Module, state: Mapping[str, Any]) -> None:
     if other:
         raise ValueError(
             'these weights were quantized otherwise than the model to fill: '
-            f'{first_few(other)}. Convert it '
+            f'{first_few(other, between="; ")}. Convert it '
             'with the options that the checkpoint was trained with')
 
 

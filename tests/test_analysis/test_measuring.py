@@ -26,7 +26,11 @@ from fpq_plugin.analysis import (
     spectral_density,
     top_eigenvalues,
 )
-from fpq_plugin.analysis.measuring import ProgressBar, values_restored
+from fpq_plugin.analysis.measuring import (
+    ProgressBar,
+    values_restored,
+    weighted_layers,
+)
 from fpq_plugin.analysis.tradeoff import latencies, top1_accuracy
 
 MEASURES = {
@@ -203,3 +207,14 @@ def test_a_bar_ends_with_an_error_and_does_not_say_done(capsys):
     with pytest.raises(KeyError), ProgressBar('trace', 5, 'products', True):
         raise KeyError
     assert capsys.readouterr().err == 'trace: 5 products\n'
+
+
+@pytest.mark.parametrize('converted', [False, True])
+@pytest.mark.parametrize('norm', [
+    nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_layers_that_compute_their_weight_are_left_out(norm, converted):
+    model = nn.Sequential(norm(nn.Linear(4, 4)), nn.Linear(4, 2))
+    if converted:
+        fpq_plugin.convert(model)
+    with pytest.warns(UserWarning, match='compute their weight.*: 0. Take'):
+        assert list(weighted_layers(model)) == ['1']

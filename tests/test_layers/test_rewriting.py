@@ -6,7 +6,9 @@ import functools
 import pytest
 import torch
 from mmcv.cnn import ConvModule, fuse_conv_bn
+from torch import distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.utils import (
     fuse_conv_bn_eval,
     fuse_linear_bn_eval,
@@ -127,6 +129,33 @@ def test_what_changes_a_weight_in_place_is_taken(model, x):
     weight = model[0].weight.detach()
     torch.func.functional_call(model, {'0.weight': 0 * weight}, (x, ))
     assert torch.equal(model[0].weight, weight)
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A process group of this process."""
+    dist.init_process_group(
+        'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+SHARD = {
+    'fsdp': lambda model: FullyShardedDataParallel(
+        model, device_id=torch.device('cpu')),
+    'fsdp_original_parameters': lambda model: FullyShardedDataParallel(
+        model, device_id=torch.device('cpu'), use_orig_params=True),
+    'ddp': nn.parallel.DistributedDataParallel,
+}
+
+
+@pytest.mark.parametrize('shard', SHARD.values(), ids=SHARD)
+def test_data_parallel_wrappers_take_a_calibrated_model(model, x, alone,
+                                                        shard):
+    expected = model(x)
+    out = shard(model)(x)
+    torch.testing.assert_close(out, expected)
+    out.sum().backward()
 
 
 def test_a_mask_of_a_calibrated_layer_masks_it(model, x):

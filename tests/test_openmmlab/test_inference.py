@@ -155,6 +155,9 @@ def test_latent_weights_never_answer(trained, tmp_path, way, published):
     plain.load_from = path
     with pytest.raises(ValueError, match='trained with FPQ(.|\n)*load_model'):
         way(plain, path)
+    with pytest.raises(ValueError, match="the config has no FPQHook.*Use the "
+                       "run's own config"):
+        load_model(plain, path)
 
 
 def test_the_ways_out_of_mmpretrain_work(fpq_config, digits, tmp_path):

@@ -126,6 +126,18 @@ def save_many_times(folder):
         save_teacher(nn.Linear(2, 2), str(folder / 'teacher.pth'))
 
 
+def test_half_a_teacher_is_named_with_the_mend(tmp_path):
+    cfg = config(tmp_path, load_from=start(tmp_path))
+    train(cfg)
+    teacher, = Path(cfg.work_dir).glob('fpq_teacher*')
+    broken(teacher, 'half')
+    more = dict(resume=True, train_cfg=dict(by_epoch=True, max_epochs=2))
+    with pytest.raises(ValueError, match=f'{teacher.name}.* is not a checkpo.*'
+                       'Set fpq.teacher to the full-precision'):
+        train(config(tmp_path, **more))
+    train(config(tmp_path, dict(teacher=start(tmp_path)), **more))
+
+
 def test_two_runs_that_write_one_teacher(tmp_path):
     """Whoever reads meanwhile sees a whole file."""
     save_teacher(nn.Linear(2, 2), str(tmp_path / 'teacher.pth'))

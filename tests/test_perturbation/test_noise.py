@@ -196,3 +196,14 @@ def test_each_call_of_a_shared_layer_draws_its_own_noise(backend):
 def test_wrong_options(option, message):
     with pytest.raises(ValueError, match=message):
         StochasticFeaturePerturbation(**option)
+
+
+@pytest.mark.parametrize('where', ['after', 'before'])
+@pytest.mark.parametrize('granularity', ['call', 'sample'])
+def test_a_batch_without_elements_passes(where, granularity):
+    perturbation = StochasticFeaturePerturbation(
+        p=1.0, where=where, granularity=granularity)
+    x = torch.randn(0, 4, requires_grad=True)
+    out = perturbation(x, make()[1])
+    out.sum().backward()
+    assert out.shape == x.grad.shape == (0, 4)

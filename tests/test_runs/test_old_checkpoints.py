@@ -50,3 +50,20 @@ def test_it_is_exported(old, tmp_path):
     report = export_checkpoint(cfg, str(folder / 'epoch_1.pth'),
                                tmp_path / 'old.onnx')
     assert report.parity.equal() == 100
+
+
+@pytest.mark.parametrize(('option', 'message'), [
+    (dict(weight=dict(type='DoReFaFakeQuantize', bits=4)),
+     'LSQFakeQuantize in the checkpoint, DoReFaFakeQuantize in the config'),
+    (dict(activation=dict(type='PACTFakeQuantize', bits=4)), 'PACTFakeQ'),
+    (dict(activation=dict(bits=4, signed=True)), 'unsigned in the checkpo'),
+    (dict(weight=dict(bits=4, per_channel=False)), 'per channel'),
+])
+def test_it_is_not_taken_for_one_of_other_quantizers(old, option, message):
+    """Its keys do not tell all of these apart; the config in it does."""
+    cfg, folder = old
+    if cfg.default_hooks.fpq.backend == 'brevitas' and 'DoReFa' in message:
+        pytest.skip('Brevitas has no DoReFa')
+    cfg.default_hooks.fpq.update(option)
+    with pytest.raises(ValueError, match='quantized otherwise.*' + message):
+        load_model(cfg, str(folder / 'epoch_1.pth'))

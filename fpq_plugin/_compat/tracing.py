@@ -1,0 +1,42 @@
+"""What torch's tracers see of modules whose Python decides at each call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Proxy
+
+_in_torch_export = getattr(torch.compiler, 'is_exporting', lambda: False)
+
+
+def is_exporting() -> bool:
+    """Whether torch records a graph to be used without this code.
+
+    That is ``torch.jit.trace``, ``torch.onnx.export`` and, where torch tells
+    (since 2.7), ``torch.export``; not ``torch.compile``.
+    """
+    return torch.jit.is_tracing() or _in_torch_export()
+
+
+def whole_call(module: nn.Module, args: tuple,
+               kwargs: dict[str, Any]) -> Proxy | None:
+    """A call of ``module`` as one node, for ``torch.fx.symbolic_trace``.
+
+    torch.fx does so with torch's own layers, not with what they became.
+
+    Args:
+        module (nn.Module): The module whose forward runs.
+        args (tuple): The forward's arguments.
+        kwargs (dict): Those by keyword.
+
+    Returns:
+        Proxy | None: What stands for the output; None outside of torch.fx.
+    """
+    first = args[0] if args else next(iter(kwargs.values()), None)
+    if not isinstance(first, Proxy):
+        return None
+    tracer = first.tracer
+    return tracer.create_proxy('call_module', tracer.path_of_module(module),
+                               args, kwargs)
