@@ -52,7 +52,7 @@ def test_the_steps_may_have_an_optimizer_of_their_own(model):
     early = torch.optim.SGD(model.parameters(), lr=0.01)
     quantized(model)
     rest = torch.optim.Adam(
-        [group for group in param_groups(model, lr=0.01)][1:])
+        param_groups(model, lr=0.01)[1:])
     assert not train(model, early, rest)
 
 

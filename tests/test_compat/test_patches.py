@@ -3,21 +3,23 @@
 import ast
 import errno
 import importlib
+import os
 import subprocess
 import sys
+from pathlib import Path
 
-import mmengine.runner
 import pytest
+import small_runs
 import torch
 from mmengine.dist import utils as dist_utils
-from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
-from runs import ROOT, train
+from runs import ROOT
 
 import fpq_plugin
 from fpq_plugin._compat import patches
+from fpq_plugin._compat.safe_loading import load_file
 
 
 def replaced():
@@ -26,9 +28,6 @@ def replaced():
              for kind in (Runner, FlexibleRunner)
              for name in ('train', 'val', 'test')}
     found.update(CheckpointLoader._schemes)
-    for module in (mmengine.runner, mmengine.runner.checkpoint,
-                   mmengine.runner.runner):
-        found[f'save of {module}'] = module.save_checkpoint
     for name in ('_save_checkpoint_with_step', '_save_best_checkpoint'):
         found[name] = getattr(CheckpointHook, name)
     if not torch.cuda.is_available():
@@ -78,62 +77,71 @@ def test_the_end_is_told_of_an_error_too(monkeypatch):
     assert calls == [(runner, 'train')]
 
 
-@pytest.fixture
-def backend():
-    """It does not matter here."""
-    return 'torch_ao'
+KEEP_ONE = dict(checkpoint=dict(type='CheckpointHook', interval=1,
+                                max_keep_ckpts=1, save_best='right',
+                                rule='greater'))
 
 
-def full(*args):
-    raise OSError(errno.ENOSPC, 'full')
+def best(epoch):
+    return f'best_right_epoch_{epoch}.pth'
 
 
-@pytest.mark.parametrize('writes', ['put', 'open'])
-def test_a_full_disk_costs_no_checkpoint(fpq_config, tmp_path, monkeypatch,
-                                         writes):
-    """CheckpointHook would have removed the old one, and left half of one."""
-    hook = {'default_hooks.checkpoint.max_keep_ckpts': 1,
-            'default_hooks.checkpoint.save_best': 'auto'}
-    train(fpq_config(**hook))
-    before = {p.name: p.read_bytes() for p in tmp_path.glob('run/*pth')}
-    last = (tmp_path / 'run/last_checkpoint').read_text()
-    cfg = fpq_config(resume=True, **hook, **{'train_cfg.max_epochs': 2})
-    cfg.load_from = None
+@pytest.mark.parametrize('name', ['epoch_2.pth', best(2), 'last_checkpoint'])
+def test_a_full_disk_costs_no_checkpoint(tmp_path, monkeypatch, name):
+    """CheckpointHook of itself has removed the one before by then."""
+    cfg = small_runs.config(tmp_path, load_from=small_runs.start(tmp_path))
+    cfg.default_hooks.update(KEEP_ONE)
+    # Each epoch is better than the one before.
+    rights = iter(range(9))
+    monkeypatch.setattr(small_runs.Right, 'compute_metrics',
+                        lambda self, results: dict(right=next(rights)))
+    work = small_runs.train(cfg).work_dir
+    before = contents(work)
+    assert before.keys() >= {'epoch_1.pth', best(1), 'last_checkpoint'}
+    cfg.update(resume=True, load_from=None, experiment_name=f'full {name}',
+               train_cfg=dict(by_epoch=True, max_epochs=2))
+    replace = os.replace
+
+    def full(part, target):
+        if os.path.basename(target) == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(part, target)
+
     with monkeypatch.context() as patch:
-        if writes == 'put':
-            patch.setattr(LocalBackend, 'put', half_written)
-        else:
-            patch.setattr(patches, 'open', full, raising=False)
-        with pytest.raises(OSError, match=r"' was not written: No space .*"
-                           'go on with --resume') as caught:
-            train(cfg)
-    name = 'epoch_2.pth' if writes == 'put' else 'last_checkpoint'
-    assert f'{name}\'' in str(caught.value)
-    after = {p.name: p.read_bytes() for p in tmp_path.glob('run/*pth')}
-    assert (before.items() <= after.items())
-    assert (tmp_path / 'run/last_checkpoint').read_text() == last
-    assert ('epoch_2.pth' in after) == (writes == 'open')
-    train(cfg)
-    assert {p.name for p in tmp_path.glob('run/epoch*')} == {'epoch_2.pth'}
-    assert not list(tmp_path.glob('run/*.part'))
+        patch.setattr(os, 'replace', full)
+        with pytest.raises(OSError, match=f"{name}' was not written: No space "
+                           'left on device.*What was saved before is whole'):
+            small_runs.train(cfg)
+    after = contents(work)
+    if name == best(2):
+        # epoch_2.pth was whole by then, and has taken the place.
+        assert after['last_checkpoint'].endswith(b'epoch_2.pth')
+        assert load_file(f'{work}/epoch_2.pth')['meta']['epoch'] == 2
+        del before['epoch_1.pth'], before['last_checkpoint']
+    assert all(after[kept] == before[kept] for kept in before)
+    assert not list(Path(work).glob('.*'))
+    cfg.experiment_name += ' again'
+    small_runs.train(cfg)
+    assert {'epoch_2.pth', 'last_checkpoint'} <= contents(work).keys()
+    assert (Path(work) / 'last_checkpoint').read_text().endswith('epoch_2.pth')
 
 
-def half_written(self, content, path):
-    with open(path, 'wb') as file:
-        file.write(content[:len(content) // 2])
-    full()
+def contents(work):
+    return {path.name: path.read_bytes() for path in Path(work).iterdir()
+            if path.is_file() and path.suffix in ('', '.pth')}
 
 
-def test_other_backends_write_as_they_do(monkeypatch):
-    calls = []
-    save = patches._whole(lambda *args: calls.append(args))
-    save({}, 's3://bucket/a.pth')
-    save({}, 'a.pth', backend_args=dict(backend='petrel'))
-    save({}, 'a.pth', dict(backend='petrel'))
-    assert calls == [
-        ({}, 's3://bucket/a.pth', None, None),
-        ({}, 'a.pth', None, dict(backend='petrel')),
-        ({}, 'a.pth', dict(backend='petrel'), None)]
+def test_the_old_ones_are_removed_once_the_new_are_there(tmp_path,
+                                                         monkeypatch):
+    cfg = small_runs.config(tmp_path, load_from=small_runs.start(tmp_path),
+                            train_cfg=dict(by_epoch=True, max_epochs=3))
+    cfg.default_hooks.update(KEEP_ONE)
+    rights = iter(range(9))
+    monkeypatch.setattr(small_runs.Right, 'compute_metrics',
+                        lambda self, results: dict(right=next(rights)))
+    work = small_runs.train(cfg).work_dir
+    assert {name for name in contents(work) if 'epoch' in name} == {
+        'epoch_3.pth', best(3)}
 
 
 @pytest.mark.skipif(

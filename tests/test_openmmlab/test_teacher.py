@@ -1,6 +1,7 @@
 """What a run starts from and resumes; files that are whole or not there."""
 
 import multiprocessing
+import os
 import re
 from pathlib import Path
 
@@ -177,6 +178,32 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
         save_checkpoint(dict(state_dict={}, meta=dict(x=1)), str(path))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ['epoch_1.pth']
+
+
+@pytest.mark.parametrize('how', ['half', 'empty'])
+def test_a_damaged_teacher_says_what_to_set(tmp_path, how):
+    """And names no checkpoint to resume from, which has the same teacher."""
+    path = start(tmp_path)
+    cfg = config(tmp_path, load_from=path)
+    train(cfg)
+    teacher, = Path(cfg.work_dir).glob('fpq_teacher*')
+    broken(teacher, how)
+    more = dict(resume=True, train_cfg=dict(by_epoch=True, max_epochs=2))
+    with pytest.raises(ValueError, match='fpq.teacher .*fpq_teacher.* is '
+                       'damaged, or no file that torch.save wrote. Set fpq.te'
+                       'acher to the full-precision checkpoint that the run'):
+        train(config(tmp_path, **more))
+    assert train(config(tmp_path, dict(teacher=path), **more)).epoch == 2
+
+
+def test_parts_of_killed_runs_are_removed(tmp_path):
+    work = tmp_path / 'run'
+    work.mkdir()
+    part = work / '.epoch_1.pth.0123456789ab.part'
+    part.write_text('half')
+    os.utime(part, (0, 0))
+    train(config(tmp_path, load_from=start(tmp_path)))
+    assert not part.exists()
 
 
 @MODELS.register_module(force=True)
