@@ -15,13 +15,13 @@ from ..layers import quantized_layers, unroute
 from ..options import matches
 from .base import DistillationLoss
 from .compared import (
+    Tally,
     frozen_layers,
     layers_of,
     losses_of,
     refuse_uncalled,
     values_of,
 )
-from .tally import Tally
 
 
 class Distiller:
