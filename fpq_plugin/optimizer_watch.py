@@ -58,7 +58,7 @@ def forgotten(model: nn.Module, optimizer: Optimizer) -> list[str]:
     ]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _install() -> None:
     register_optimizer_step_pre_hook(_look)
 
