@@ -51,8 +51,7 @@ def test_one_from_after_it_is_not(model):
 def test_the_steps_may_have_an_optimizer_of_their_own(model):
     early = torch.optim.SGD(model.parameters(), lr=0.01)
     quantized(model)
-    rest = torch.optim.Adam(
-        param_groups(model, lr=0.01)[1:])
+    rest = torch.optim.Adam(param_groups(model, lr=0.01)[1:])
     assert not train(model, early, rest)
 
 

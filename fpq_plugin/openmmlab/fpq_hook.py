@@ -16,8 +16,8 @@ from .._compat.whole_files import remove_parts
 from ..calibrate import leave_uncalled, uninitialized
 from ..layer_table import LayerTable
 from ..layers import quantized_layers
-from ..options import FLOAT_BITS, refuse_unmatched
-from ..quantizers import describe, named_quantizers
+from ..options import refuse_unmatched
+from ..quantizers import describe
 from ..recipe import Recipe
 from ..state import (
     bare_state,
@@ -32,7 +32,11 @@ from .calibration import calibrate_run
 from .export_run import ExportAtEnd
 from .guards import refuse_non_finite
 from .model_families import behind_proposals, convert_mm_model, unwrap
-from .optimizer import rebuild_optimizer, require_optim_config, wrappers_of
+from .optimizer import (
+    count_micro_batches,
+    rebuild_optimizer,
+    require_optim_config,
+)
 from .run_checks import refuse_other_runner, refuse_unfit_training
 from .runs import RunAware, is_training
 from .stored import complete, quantizers_of, refuse_averaged_part
@@ -77,6 +81,7 @@ class FPQHook(RunAware):
         self._table = LayerTable()
         self._optim_wrapper: OptimWrapper | None = None
         self._runner: Any = None
+        self._filled = False
 
     def convert(self, model: nn.Module) -> LayerTable:
         """Quantize ``model`` in place as the options say.
@@ -115,7 +120,8 @@ class FPQHook(RunAware):
             require_optim_config(runner)
             if is_main_process():
                 remove_parts(runner.work_dir)
-            self._teacher.require_start(runner, model)
+            if not self._filled:
+                self._teacher.require_start(runner, model)
             if self.recipe.distillation and self._teacher.model is None:
                 self._teacher.copy(model)
         if not quantized_layers(model):
@@ -130,6 +136,7 @@ class FPQHook(RunAware):
         """Begin anew with another Runner than the last one."""
         if self._runner is not None and self._runner() is not runner:
             self._teacher = TeacherOfRun(self.recipe.teacher)
+            self._filled = False
         self._runner = ref(runner)
 
     def _convert(self, runner: Runner, model: nn.Module) -> None:
@@ -188,7 +195,8 @@ class FPQHook(RunAware):
         self.close()
         model = unwrap(runner.model)
         self._teacher.fill_student(runner, model)
-        self._teacher.fills_student = False  # not when it trains again
+        # Not when this Runner trains again.
+        self._teacher.fills_student, self._filled = False, True
         if self.recipe.distillation:
             self._teacher.settle(runner, model)
         if uninitialized(model):
@@ -197,7 +205,7 @@ class FPQHook(RunAware):
         self._tell_uncalled(runner, model)
         if freeze_idle(model):
             wrap_again(runner)
-        self._count_micro_batches(runner, model)
+        count_micro_batches(runner.optim_wrapper, model)
         self.session = TrainingSession(
             model,
             self.recipe,
@@ -215,13 +223,6 @@ class FPQHook(RunAware):
                 f'FPQ does not distill {", ".join(picked)}: student and '
                 'teacher work on other proposals there')
         return [*self.recipe.distill_skip, *picked]
-
-    def _count_micro_batches(self, runner: Runner, model: nn.Module) -> None:
-        """Tell the quantizers of gradient accumulation (LSQ's n)."""
-        number = max(w._accumulative_counts
-                     for w in wrappers_of(runner.optim_wrapper))
-        for quantizer in named_quantizers(model).values():
-            quantizer.micro_batches = number
 
     def _tell_uncalled(self, runner: Runner, model: nn.Module) -> None:
         """Leave float, and name, the layers that no forward calls."""
@@ -304,7 +305,7 @@ class FPQHook(RunAware):
         """Log a summary, end the session, export."""
         if self.session is None:
             return
-        runner.logger.info(self._summary())
+        runner.logger.info(self.session.summary(self._table))
         self.close()
         self._export.run(runner)
 
@@ -321,13 +322,3 @@ class FPQHook(RunAware):
         self.session = self._teacher.model = None
         if self._teacher.record is not None:
             self._teacher.student_loaded(self._teacher.record)
-
-    def _summary(self) -> str:
-        rows = self._table
-        full = LayerTable(
-            type(row)(row.name, row.type, FLOAT_BITS, FLOAT_BITS, row.shape,
-                      row.why) for row in rows)
-        return (f'FPQ quantized {len(rows.quantized())} of {len(rows)} layers;'
-                f' weights {rows.weight_bytes() / 1e6:.3f} MB, '
-                f'{full.weight_bytes() / 1e6:.3f} MB in float32'
-                f'{self.session.summary() if self.session else ""}')

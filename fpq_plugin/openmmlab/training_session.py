@@ -10,6 +10,8 @@ from torch import nn
 
 from ..convert import noise_clock
 from ..distillation import Distiller
+from ..layer_table import LayerTable
+from ..options import FLOAT_BITS
 from ..recipe import Recipe
 from .averages import FrozenParts
 from .guards import RunawaySteps, explain_non_finite, non_finite
@@ -79,13 +81,23 @@ class TrainingSession:
         self._runaway.look()
         self._frozen.look()
 
-    def summary(self) -> str:
-        """What distillation has to say at the end; may be empty."""
+    def summary(self, table: LayerTable) -> str:
+        """What was quantized, and which layer is farthest from the teacher.
+
+        Args:
+            table (LayerTable): The layers.
+        """
+        full = LayerTable(
+            type(row)(row.name, row.type, FLOAT_BITS, FLOAT_BITS, row.shape,
+                      row.why) for row in table)
+        text = (f'FPQ quantized {len(table.quantized())} of {len(table)} '
+                f'layers; weights {table.weight_bytes() / 1e6:.3f} MB, '
+                f'{full.weight_bytes() / 1e6:.3f} MB in float32')
         losses = self.distiller.layer_losses() if self.distiller else {}
         if not losses:
-            return ''
+            return text
         far = max(losses, key=lambda name: float(losses[name]))
-        return (f'; the layer farthest from the teacher is {far} (loss '
+        return (f'{text}; the layer farthest from the teacher is {far} (loss '
                 f'{float(losses[far]):.4f} in the last iteration)')
 
     def close(self) -> None:

@@ -136,7 +136,8 @@ def test_a_layer_made_worse_on_purpose_comes_first(part):
     assert worst_layers(rows)[0]['name'] == '6'
     assert overrides(rows[3:4]) == {'6': {part: dict(bits=4)}}
     # Without that it is not among the first.
-    assert '6' not in [row['name'] for row in worst_layers(rows_of(*eight_layers()))]
+    first = [row['name'] for row in worst_layers(rows_of(*eight_layers()))]
+    assert '6' not in first
 
 
 def test_what_is_to_be_pasted_gives_the_bits_and_less_error():
