@@ -17,7 +17,7 @@ from ..calibrate import leave_uncalled, uninitialized
 from ..layer_table import LayerTable
 from ..layers import quantized_layers
 from ..options import refuse_unmatched
-from ..quantizers import describe
+from ..quantizers import describe, named_quantizers
 from ..recipe import Recipe
 from ..state import (
     bare_state,
