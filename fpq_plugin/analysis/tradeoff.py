@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import QuantizedLayer
+from ..layer_table import LayerTable, rows
+from ..layers import QuantizedLayer, get_backend
 from ..options import FLOAT_BITS
 from .batches import Batch
 from .measuring import Estimate, ProgressBar, left_unchanged
@@ -58,12 +59,8 @@ def weight_kilobytes(model: nn.Module) -> float:
     Args:
         model (nn.Module): The model, converted or not.
     """
-    bits = 0
-    for layer in model.modules():
-        weight = getattr(layer, 'weight', None)
-        if isinstance(weight, Tensor) and weight.dim() > 1:
-            bits += weight.numel() * bits_of(layer, 'weight')
-    return bits / 8 / 1000
+    table = LayerTable(rows(model, {}, get_backend('torch_ao')))
+    return table.weight_bytes() / 1000
 
 
 def bits_of(layer: nn.Module, part: str) -> int:

@@ -193,3 +193,12 @@ def test_layers_with_nothing_to_give_are_left_out():
 def test_the_part_that_makes_the_error_is_raised(weight, input, bits,
                                                  raised):
     assert parts_to_raise(row('a', weight, input, 9., bits)) == raised
+
+
+def test_size_counts_weights_under_other_names():
+    model = nn.Sequential(nn.LSTM(4, 8), nn.Linear(8, 2))
+    recurrent = 32 * 4 + 32 * 8
+    assert weight_kilobytes(model) == 4 * (recurrent + 16) / 1000
+    table = fpq_plugin.convert(model)
+    assert weight_kilobytes(model) == (4 * recurrent + 16) / 1000
+    assert weight_kilobytes(model) == table.weight_bytes() / 1000
