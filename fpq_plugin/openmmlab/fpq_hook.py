@@ -30,7 +30,7 @@ from .calibration import calibrate_run
 from .config_checks import warn_of_unread_options
 from .export_run import ExportAtEnd
 from .guards import refuse_non_finite
-from .model_families import behind_proposals, convert_mm_model, unwrap
+from .model_families import convert_mm_model, unwrap
 from .optimizer import (
     count_micro_batches,
     rebuild_optimizer,
@@ -39,7 +39,7 @@ from .optimizer import (
 from .run_checks import refuse_other_runner, refuse_unfit_training
 from .runs import RunAware, is_training
 from .teacher import TeacherOfRun
-from .training_session import TrainingSession
+from .training_session import TrainingSession, undistilled
 from .wrapping import freeze_idle, wrap_again
 
 
@@ -205,17 +205,8 @@ class FPQHook(RunAware):
             self._teacher.model,
             seed=runner.seed or 0,
             rank=get_rank(),
-            distill_skip=self._undistilled(runner, model),
+            distill_skip=undistilled(self.recipe, model, runner.logger.info),
             warn=runner.logger.warning)
-
-    def _undistilled(self, runner: Runner, model: nn.Module) -> list[str]:
-        """Patterns of layers that the distillation leaves out."""
-        picked = behind_proposals(model) if self.recipe.distillation else []
-        if picked:
-            runner.logger.info(
-                f'FPQ does not distill {", ".join(picked)}: student and '
-                'teacher work on other proposals there')
-        return [*self.recipe.distill_skip, *picked]
 
     def _tell_uncalled(self, runner: Runner, model: nn.Module) -> None:
         """Leave float, and name, the layers that no forward calls."""
