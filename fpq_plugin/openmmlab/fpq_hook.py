@@ -40,7 +40,7 @@ from .run_checks import refuse_other_runner, refuse_unfit_training
 from .runs import RunAware, is_training
 from .teacher import TeacherOfRun
 from .training_session import TrainingSession, undistilled
-from .wrapping import freeze_idle, wrap_again
+from .wrapping import freeze_idle, undo_checkpointing, wrap_again
 
 
 @HOOKS.register_module()
@@ -89,7 +89,7 @@ class FPQHook(RunAware):
         """
         return convert_mm_model(model, self.recipe)
 
-    # -- before_run: training, validation and test ------------------------
+    # -- before_run -------------------------------------------------------
 
     def check_run(self, runner: Any, verb: str) -> None:
         """Refuse a run that FPQ cannot be in, before anything is changed.
@@ -109,14 +109,14 @@ class FPQHook(RunAware):
         if self.recipe.is_float():
             runner.logger.info('FPQ is off: weight and activation are float')
             return
-        training = is_training(runner)
+        training, model = is_training(runner), unwrap(runner.model)
         self.check_run(runner, 'train' if training else 'test')
         self._meet(runner)
-        model = unwrap(runner.model)
         if training:
             require_optim_config(runner)
             if not self._filled:
                 self._teacher.require_start(runner, model)
+            undo_checkpointing(runner, model)
             if self.recipe.distillation and self._teacher.model is None:
                 self._teacher.copy(model)
             warn_of_unread_options(runner)
