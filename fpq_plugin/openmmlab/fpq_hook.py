@@ -31,7 +31,7 @@ from ..version import __version__
 from .calibration import calibrate_run
 from .export_run import ExportAtEnd
 from .guards import refuse_non_finite
-from .model_families import behind_proposals, convert_mm_model, unwrap
+from .model_families import convert_mm_model, unwrap
 from .optimizer import (
     count_micro_batches,
     rebuild_optimizer,
@@ -41,8 +41,8 @@ from .run_checks import refuse_other_runner, refuse_unfit_training
 from .runs import RunAware, is_training
 from .stored import complete, quantizers_of, refuse_averaged_part
 from .teacher import TeacherOfRun, full_precision_of
-from .training_session import TrainingSession
-from .wrapping import freeze_idle, wrap_again
+from .training_session import TrainingSession, undistilled
+from .wrapping import freeze_idle, undo_checkpointing, wrap_again
 
 
 @HOOKS.register_module()
@@ -91,7 +91,7 @@ class FPQHook(RunAware):
         """
         return convert_mm_model(model, self.recipe)
 
-    # -- before_run: training, validation and test ------------------------
+    # -- before_run -------------------------------------------------------
 
     def check_run(self, runner: Any, verb: str) -> None:
         """Refuse a run that FPQ cannot be in, before anything is changed.
@@ -111,10 +111,9 @@ class FPQHook(RunAware):
         if self.recipe.is_float():
             runner.logger.info('FPQ is off: weight and activation are float')
             return
-        training = is_training(runner)
+        training, model = is_training(runner), unwrap(runner.model)
         self.check_run(runner, 'train' if training else 'test')
         self._meet(runner)
-        model = unwrap(runner.model)
         if training:
             refuse_averaged_part(runner, model)
             require_optim_config(runner)
@@ -122,6 +121,7 @@ class FPQHook(RunAware):
                 remove_parts(runner.work_dir)
             if not self._filled:
                 self._teacher.require_start(runner, model)
+            undo_checkpointing(runner, model)
             if self.recipe.distillation and self._teacher.model is None:
                 self._teacher.copy(model)
         if not quantized_layers(model):
@@ -212,17 +212,8 @@ class FPQHook(RunAware):
             self._teacher.model,
             seed=runner.seed or 0,
             rank=get_rank(),
-            distill_skip=self._undistilled(runner, model),
+            distill_skip=undistilled(self.recipe, model, runner.logger.info),
             warn=runner.logger.warning)
-
-    def _undistilled(self, runner: Runner, model: nn.Module) -> list[str]:
-        """Patterns of layers that the distillation leaves out."""
-        picked = behind_proposals(model) if self.recipe.distillation else []
-        if picked:
-            runner.logger.info(
-                f'FPQ does not distill {", ".join(picked)}: student and '
-                'teacher work on other proposals there')
-        return [*self.recipe.distill_skip, *picked]
 
     def _tell_uncalled(self, runner: Runner, model: nn.Module) -> None:
         """Leave float, and name, the layers that no forward calls."""

@@ -15,7 +15,7 @@ from ..options import FLOAT_BITS
 from ..recipe import Recipe
 from .averages import FrozenParts
 from .guards import RunawaySteps, explain_non_finite, non_finite
-from .model_families import is_loss_mode, teacher_forward
+from .model_families import behind_proposals, is_loss_mode, teacher_forward
 
 
 class TrainingSession:
@@ -129,3 +129,13 @@ class TrainingSession:
             self.close()  # explaining runs the model again
             raise FloatingPointError(
                 explain_non_finite(bad, model, args, kwargs))
+
+
+def undistilled(recipe: Recipe, model: nn.Module,
+                log: Callable[[str], Any]) -> list[str]:
+    """Patterns of layers that the distillation leaves out."""
+    picked = behind_proposals(model) if recipe.distillation else []
+    if picked:
+        log(f'FPQ does not distill {", ".join(picked)}: student and teacher '
+            'work on other proposals there')
+    return [*recipe.distill_skip, *picked]

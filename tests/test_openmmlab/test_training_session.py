@@ -219,3 +219,26 @@ def test_a_hook_object_in_two_runners(tmp_path):
             hook._teacher.model.a.weight.clone())))
         runner.train()
         assert torch.equal(teachers[-1], start['a.weight'])
+
+
+def test_activation_checkpointing_is_put_on_once(tmp_path):
+    """A second training wraps no forward twice, and no student's copy."""
+    runner = Runner.from_cfg(toy_config(
+        tmp_path, activation_checkpointing=['b']))
+    calls = []
+
+    class Counted(type(runner.model.b)):
+
+        def forward(self, x):
+            calls.append(self is runner.model.b)
+            return super().forward(x)
+
+    runner.model.b.__class__ = Counted
+    runner.register_hook(stop_in('after_train_epoch'))
+    with pytest.raises(RuntimeError, match='lost'):
+        runner.train()
+    calls.clear()
+    runner.train_loop._epoch = runner.train_loop._iter = 0
+    runner.train()
+    # Of five iterations: forward and recomputation, and the teacher's.
+    assert (calls.count(True), calls.count(False)) == (10, 5)
