@@ -28,7 +28,7 @@ from .collecting import (
     restart,
     running_stats,
 )
-from .let import refuse_let
+from .overrides import refuse_let
 
 
 class StockQuantizer(Quantizer):

@@ -34,15 +34,21 @@ from .guards import refuse_non_finite
 from .model_families import convert_mm_model, unwrap
 from .optimizer import (
     count_micro_batches,
+    freeze_idle,
     rebuild_optimizer,
     require_optim_config,
+    undo_checkpointing,
+    wrap_again,
 )
-from .run_checks import refuse_other_runner, refuse_unfit_training
-from .runs import RunAware, is_training
+from .runs import (
+    RunAware,
+    is_training,
+    refuse_other_runner,
+    refuse_unfit_training,
+)
 from .stored import complete, quantizers_of, refuse_averaged_part
 from .teacher import TeacherOfRun, full_precision_of
 from .training_session import TrainingSession, undistilled
-from .wrapping import freeze_idle, undo_checkpointing, wrap_again
 
 
 @HOOKS.register_module()

@@ -9,7 +9,7 @@ from torch import nn
 from toy_runs import ToyNet, on_gloo, on_ranks, toy_config
 
 from fpq_plugin.layers import quantized_layers
-from fpq_plugin.openmmlab.run_checks import refuse_unfit_training
+from fpq_plugin.openmmlab.runs import refuse_unfit_training
 
 
 class ConvNet(ToyNet):
