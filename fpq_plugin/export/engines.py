@@ -1,12 +1,18 @@
-"""Engines that a file may be for: what they take, as data, and the check."""
+"""What an engine takes: rules as data, one entry for each engine.
+
+A file that is right by the ONNX standard may still be one that an engine
+cannot open, or runs in float. What :mod:`.build` makes depends on the engine
+by these rules alone. A new engine is one more :class:`Engine`::
+
+    register_engine(Engine(
+        name='mine', title='My engine', features=('INT8', ),
+        weights=('INT8', ), zero_points=False, integer_biases=False,
+        biases_inside=True, measured=False))
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import onnx_ir as ir
-
-from .lowering import array_of, is_constant
 
 
 @dataclass(frozen=True)
@@ -91,35 +97,3 @@ TENSORRT = register_engine(Engine(
     name='tensorrt', title='TensorRT', features=('INT8', ),
     weights=('INT8', ), zero_points=False, integer_biases=False,
     biases_inside=True, measured=False))
-
-
-def refuse_unfit_for(engine: Engine, model: ir.Model) -> None:
-    """Refuse a file that its engine does not take.
-
-    Args:
-        engine (Engine): The engine.
-        model (ir.Model): The finished model.
-
-    Raises:
-        ValueError: Naming the node and the rule.
-    """
-    for node in model.graph:
-        if node.op_type in ('QuantizeLinear', 'DequantizeLinear'):
-            fault = _fault(engine, node)
-            if fault:
-                raise ValueError(
-                    f'not exported: {engine.title} takes no {node.op_type} '
-                    f'with {fault}')
-
-
-def _fault(engine: Engine, node: ir.Node) -> str:
-    zero_point = node.inputs[2] if len(node.inputs) > 2 else None
-    if zero_point is None:  # only the INT32 of biases goes without
-        return '' if engine.integer_biases else 'integers of INT32'
-    if not engine.zero_points and array_of(zero_point).astype(int).any():
-        return 'a zero point other than 0'
-    known = zero_point.const_value
-    name = '' if known is None else known.dtype.name
-    types = (engine.weights if is_constant(node.inputs[0])
-             else engine.features)
-    return '' if name in types else f'integers of {name}'

@@ -182,7 +182,7 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
             tolerance: float, source: dict[str, str], unsigned: bool,
             engine: Engine, batch_size: int | None) -> ExportReport:
     from .build import build_float_onnx, trace_model
-    from .engines import refuse_unfit_for
+    from .engine_check import refuse_unfit_for
     from .runtime import latencies, open_session
 
     if batch_size is not None:

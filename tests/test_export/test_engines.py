@@ -10,11 +10,11 @@ from torch import nn
 
 from fpq_plugin.export import export_onnx
 from fpq_plugin.export.build import build_onnx
+from fpq_plugin.export.engine_check import refuse_unfit_for
 from fpq_plugin.export.engines import (
     ONNXRUNTIME,
     TENSORRT,
     engine_of,
-    refuse_unfit_for,
     register_engine,
 )
 
