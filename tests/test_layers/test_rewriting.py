@@ -10,13 +10,12 @@ from torch import distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.utils import (
-    fuse_conv_bn_eval,
-    fuse_linear_bn_eval,
     parameters_to_vector,
     parametrizations,
     prune,
     vector_to_parameters,
 )
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 import fpq_plugin
 from fpq_plugin import calibrate, to_float
@@ -152,6 +151,10 @@ SHARD = {
 @pytest.mark.parametrize('shard', SHARD.values(), ids=SHARD)
 def test_data_parallel_wrappers_take_a_calibrated_model(model, x, alone,
                                                         shard):
+    try:
+        shard(nn.Linear(2, 2))(torch.ones(1, 2))
+    except TypeError as error:  # a float layer: torch 2.1
+        pytest.skip(f'FSDP of this torch needs an accelerator: {error}')
     expected = model(x)
     out = shard(model)(x)
     torch.testing.assert_close(out, expected)
@@ -169,6 +172,8 @@ def test_a_mask_of_a_calibrated_layer_masks_it(model, x):
 
 
 def test_weight_norm_of_a_calibrated_layer_changes_no_answer(model, x):
+    # In float32 the last digit of the norm can move a weight by a step.
+    model, x = model.double(), x.double()
     expected = model(x)
     nn.utils.weight_norm(model[7])
     torch.testing.assert_close(model(x), expected)
