@@ -591,7 +591,7 @@ def cases(rng: random.Random, sizes: dict[str, int],
     for i, variant in enumerate(
             ['plain', 'plain', 'plain', 'brevitas', 'brevitas', 'average',
              'keep one', 'keep one', 'save best', 'export']):
-        share = rng.uniform(0.05, 0.95)
+        share = rng.uniform(0.3, 0.97)
         yield Case('kill at a random moment', f'{share:.0%} of the run',
                    variant, mim=i == 0, act=kill_after(share))
 
@@ -726,7 +726,8 @@ def cases(rng: random.Random, sizes: dict[str, int],
         delay = rng.uniform(0, 0.3)
         seen = f'epoch_{rng.randrange(1, EPOCHS)}.pth'
         yield Case(kind, f'rank {i % 2}, {delay * 1e3:.0f} ms after {seen}',
-                   'two ranks', mim=mim, act=kill_part(seen, delay, i % 2))
+                   'two ranks', mim=mim, act=kill_part(seen, delay, i % 2),
+                   says='.')
 
 
 # -- a case ---------------------------------------------------------------
