@@ -97,7 +97,9 @@ def install_fault(fault: dict) -> None:
             return
         name = os.path.basename(os.fsdecode(path)) if isinstance(
             path, (str, bytes, os.PathLike)) else ''
-        if fnmatch.fnmatch(final_name(name), fault['file']):
+        if event != 'os.remove':
+            name = final_name(name)
+        if fnmatch.fnmatch(name, fault['file']):
             seen += 1
             if seen == fault.get('count', 1):
                 act(fault, os.path.dirname(os.fsdecode(path)))
