@@ -1,5 +1,7 @@
 """Scales have a group of their own, whatever built the optimizer."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -46,14 +48,64 @@ def test_a_group_for_each_parameter():
     check(model, optimizer, 0.2)
 
 
-def test_a_scale_that_the_optimizer_does_not_have_is_named():
+def test_scales_that_the_optimizer_does_not_have_join_their_layer():
     model = net()
-    scales = quantizer_parameters(model)
-    forgotten = scales.pop('2.input_quantizer.scale')
-    optimizer = torch.optim.SGD(
-        [p for p in model.parameters() if p is not forgotten], lr=0.1)
-    with pytest.raises(ValueError, match='2.input_quantizer.scale in 0 gro'):
+    own = {id(p) for p in quantizer_parameters(model).values()}
+    optimizer = torch.optim.SGD([
+        dict(params=[p for p in layer.parameters() if id(p) not in own],
+             lr=lr) for layer, lr in zip(model, (0.1, 0.2, 0.3))],
+        lr=1, weight_decay=1e-4)
+    separate_scales(model, [optimizer], lr_mult=0.5)
+    rates = {id(p): (g['lr'], g['weight_decay'])
+             for g in optimizer.param_groups for p in g['params']}
+    assert len(rates) == len(list(model.parameters()))
+    for name, parameter in quantizer_parameters(model).items():
+        assert rates[id(parameter)] == (
+            0.05 if name.startswith('0') else 0.15, 0)
+    assert rates[id(model[2].weight)] == (0.3, 1e-4)
+
+
+def test_a_layer_that_the_optimizer_does_not_have_is_named():
+    model = net()
+    optimizer = torch.optim.SGD(model[:2].parameters(), lr=0.1)
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match='2.weight_quantizer.scale in 0 gro'):
         separate_scales(model, [optimizer])
+    assert optimizer.state_dict() == before
+
+
+def test_a_scale_in_two_optimizers_is_named():
+    model = net()
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1)
+                  for _ in range(2)]
+    with pytest.raises(ValueError, match='0.weight_quantizer.scale in 2 gro'):
+        separate_scales(model, optimizers)
+
+
+def test_parameters_with_names():
+    model = net()
+    try:
+        optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1)
+    except (TypeError, ValueError):
+        pytest.skip('not in this torch')
+    separate_scales(model, [optimizer])
+    check(model, optimizer, 0.1)
+    names = {n: id(p) for n, p in model.named_parameters()}
+    for group in optimizer.param_groups:
+        assert [names[n] for n in group['param_names']] == [
+            id(p) for p in group['params']]
+
+
+def test_an_optimizer_that_steps_another_one_is_refused():
+    class Sharded(torch.optim.SGD):
+
+        def __init__(self, params, lr):
+            super().__init__(params, lr)
+            self.inner = torch.optim.SGD(self.param_groups[0]['params'], lr)
+
+    model = net()
+    with pytest.raises(ValueError, match='Sharded does not let its groups'):
+        separate_scales(model, [Sharded(model.parameters(), 0.1)])
 
 
 def test_groups_for_a_plain_loop():

@@ -8,7 +8,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .advice import more_kilobytes, overrides_text, worst_layers
 from .layer_pictures import (
     draw_channel_ranges,
     draw_histograms,
@@ -25,6 +24,7 @@ from .pictures import (
     draw_trace,
     last_of_runs,
 )
+from .tradeoff import more_kilobytes, overrides_text, worst_layers
 
 PICTURES = (
     ('fig1_output_variance', draw_output_variance,

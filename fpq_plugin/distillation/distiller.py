@@ -15,13 +15,13 @@ from ..layers import quantized_layers, unroute
 from ..options import matches
 from .base import DistillationLoss
 from .compared import (
+    Tally,
     frozen_layers,
     layers_of,
     losses_of,
     refuse_uncalled,
     values_of,
 )
-from .tally import Tally
 
 
 class Distiller:
@@ -46,9 +46,8 @@ class Distiller:
             ``teacher(*args, **kwargs)``.
         condition (Callable, optional): Called with the student's keyword
             arguments; False leaves that forward alone. Defaults to None.
-        warn (Callable): Told once of each layer that cannot be distilled,
-            and of losses that are never taken. Defaults to
-            ``warnings.warn``.
+        warn (Callable): Told once of each layer that cannot be distilled, and
+            of losses that are never taken. Defaults to ``warnings.warn``.
         skip (Sequence[str]): Name patterns of layers that are not to be
             distilled.
         own_hooks (bool): Whether the student's forward begins and ends the
@@ -280,9 +279,8 @@ class Distiller:
             out, values, losses = losses_of(
                 self._criteria[name], layer, output, teacher_map,
                 name in self._overwritten)
-            self._taken += [((criterion.label, name), values,
-                             _version(values), loss)
-                            for criterion, loss in losses]
+            self._taken += [((each.label, name), values, _version(values),
+                             loss) for each, loss in losses]
             return out
 
         return compare

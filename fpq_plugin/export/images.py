@@ -87,7 +87,7 @@ def alike(batches: Iterable[Batch], example: Tensor) -> Iterator[Batch]:
                 'not exported: a file takes inputs of one shape and type, and '
                 f'here are {tuple(example.shape[1:])}, {example.dtype}, and '
                 f'{tuple(inputs.shape[1:])}, {inputs.dtype}')
-        yield inputs, labels
+        yield inputs.detach(), labels
 
 
 def compare_batch_of(size: int, model: nn.Module,

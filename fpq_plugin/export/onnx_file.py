@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .._compat.restoring import kept_modes
 from .._compat.whole_files import write_whole
@@ -152,9 +153,21 @@ def export_onnx(model: nn.Module,
         unsigned_weights = rules.measured and saturates()
     if not path.parent.is_dir():
         raise FileNotFoundError(f'not exported: no folder {path.parent}')
+    model = _unwrapped(model)
     with kept_modes(model):
         return _export(model.eval(), path, batches, tolerance, source or {},
                        unsigned_weights, rules, batch_size)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile's wrapper, or one of several devices."""
+    while True:
+        if isinstance(model, (DataParallel, DistributedDataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, '_orig_mod', None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
 
 
 def _require_size(batch_size: int) -> None:
@@ -178,7 +191,10 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
     first = next(batches, None)
     if first is None or not len(first[0]):
         raise ValueError('not exported: there is no input to compare on')
-    example = first[0]
+    example = first[0].detach()
+    if example.is_floating_point() and example.dtype != torch.float32:
+        raise ValueError('not exported: inputs must be float32, got '
+                         f'{example.dtype}')
     traced = trace_model(model, example, engine, batch_size)
     # The second has no integer biases, should they cost accuracy.
     built = [traced.build(integers, unsigned) for integers in (True, False)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import QConfig
 
+from .._compat.tracing import is_exporting
 from .._compat.versions import onednn_qconv2d
 from ..layers import (
     QuantizedConv2d,
@@ -55,7 +56,16 @@ class Int8Layer(nn.Module):
         return cls(layer)
 
     def quantize(self, x: Tensor) -> Tensor:
-        """The integers of the input, uint8."""
+        """The integers of the input, uint8.
+
+        Raises:
+            RuntimeError: If torch.jit.trace or torch.export records a graph.
+        """
+        if is_exporting():
+            raise RuntimeError(
+                f'{type(self).__name__} cannot be traced: its weight is '
+                'packed for this processor, which no graph holds. Trace the '
+                'model that to_torch_int8 was given')
         q = torch.round(x / self.scale) + self.zero_point
         return q.clamp_(self.low, self.high).to(torch.uint8)
 

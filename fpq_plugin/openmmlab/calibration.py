@@ -136,7 +136,12 @@ def calibrate_run(runner: Runner, model: nn.Module, num_images: int) -> None:
             runner.seed or 0,
             progress=is_main_process())
         with same_randomness():
-            calibrate(model, batches, forward, lambda _: None, training)
+            calibrate(model, batches, forward, tell, training)
+
+    def tell(text: str) -> None:
+        # Inputs that no forward reaches the hook tells of, when all ran.
+        if 'reached no input' not in text:
+            runner.logger.warning(f'FPQ: {text}')
 
     if is_main_process():
         observe(calibration_forward(model))

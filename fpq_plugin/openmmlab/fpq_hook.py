@@ -16,7 +16,7 @@ from .._compat.whole_files import remove_parts
 from ..calibrate import leave_uncalled, uninitialized
 from ..layer_table import LayerTable
 from ..layers import quantized_layers
-from ..options import FLOAT_BITS, refuse_unmatched
+from ..options import refuse_unmatched
 from ..quantizers import describe, named_quantizers
 from ..recipe import Recipe
 from ..state import (
@@ -31,14 +31,18 @@ from ..version import __version__
 from .calibration import calibrate_run
 from .export_run import ExportAtEnd
 from .guards import refuse_non_finite
-from .model_families import behind_proposals, convert_mm_model, unwrap
-from .optimizer import rebuild_optimizer, require_optim_config, wrappers_of
+from .model_families import convert_mm_model, unwrap
+from .optimizer import (
+    count_micro_batches,
+    rebuild_optimizer,
+    require_optim_config,
+)
 from .run_checks import refuse_other_runner, refuse_unfit_training
 from .runs import RunAware, is_training
 from .stored import complete, quantizers_of, refuse_averaged_part
 from .teacher import TeacherOfRun, full_precision_of
-from .training_session import TrainingSession
-from .wrapping import freeze_idle, wrap_again
+from .training_session import TrainingSession, undistilled
+from .wrapping import freeze_idle, undo_checkpointing, wrap_again
 
 
 @HOOKS.register_module()
@@ -77,6 +81,7 @@ class FPQHook(RunAware):
         self._table = LayerTable()
         self._optim_wrapper: OptimWrapper | None = None
         self._runner: Any = None
+        self._filled = False
 
     def convert(self, model: nn.Module) -> LayerTable:
         """Quantize ``model`` in place as the options say.
@@ -86,7 +91,7 @@ class FPQHook(RunAware):
         """
         return convert_mm_model(model, self.recipe)
 
-    # -- before_run: training, validation and test ------------------------
+    # -- before_run -------------------------------------------------------
 
     def check_run(self, runner: Any, verb: str) -> None:
         """Refuse a run that FPQ cannot be in, before anything is changed.
@@ -106,16 +111,17 @@ class FPQHook(RunAware):
         if self.recipe.is_float():
             runner.logger.info('FPQ is off: weight and activation are float')
             return
-        training = is_training(runner)
+        training, model = is_training(runner), unwrap(runner.model)
         self.check_run(runner, 'train' if training else 'test')
         self._meet(runner)
-        model = unwrap(runner.model)
         if training:
             refuse_averaged_part(runner, model)
             require_optim_config(runner)
             if is_main_process():
                 remove_parts(runner.work_dir)
-            self._teacher.require_start(runner, model)
+            if not self._filled:
+                self._teacher.require_start(runner, model)
+            undo_checkpointing(runner, model)
             if self.recipe.distillation and self._teacher.model is None:
                 self._teacher.copy(model)
         if not quantized_layers(model):
@@ -130,6 +136,7 @@ class FPQHook(RunAware):
         """Begin anew with another Runner than the last one."""
         if self._runner is not None and self._runner() is not runner:
             self._teacher = TeacherOfRun(self.recipe.teacher)
+            self._filled = False
         self._runner = ref(runner)
 
     def _convert(self, runner: Runner, model: nn.Module) -> None:
@@ -188,7 +195,8 @@ class FPQHook(RunAware):
         self.close()
         model = unwrap(runner.model)
         self._teacher.fill_student(runner, model)
-        self._teacher.fills_student = False  # not when it trains again
+        # Not when this Runner trains again.
+        self._teacher.fills_student, self._filled = False, True
         if self.recipe.distillation:
             self._teacher.settle(runner, model)
         if uninitialized(model):
@@ -197,31 +205,15 @@ class FPQHook(RunAware):
         self._tell_uncalled(runner, model)
         if freeze_idle(model):
             wrap_again(runner)
-        self._count_micro_batches(runner, model)
+        count_micro_batches(runner.optim_wrapper, model)
         self.session = TrainingSession(
             model,
             self.recipe,
             self._teacher.model,
             seed=runner.seed or 0,
             rank=get_rank(),
-            distill_skip=self._undistilled(runner, model),
+            distill_skip=undistilled(self.recipe, model, runner.logger.info),
             warn=runner.logger.warning)
-
-    def _undistilled(self, runner: Runner, model: nn.Module) -> list[str]:
-        """Patterns of layers that the distillation leaves out."""
-        picked = behind_proposals(model) if self.recipe.distillation else []
-        if picked:
-            runner.logger.info(
-                f'FPQ does not distill {", ".join(picked)}: student and '
-                'teacher work on other proposals there')
-        return [*self.recipe.distill_skip, *picked]
-
-    def _count_micro_batches(self, runner: Runner, model: nn.Module) -> None:
-        """Tell the quantizers of gradient accumulation (LSQ's n)."""
-        number = max(w._accumulative_counts
-                     for w in wrappers_of(runner.optim_wrapper))
-        for quantizer in named_quantizers(model).values():
-            quantizer.micro_batches = number
 
     def _tell_uncalled(self, runner: Runner, model: nn.Module) -> None:
         """Leave float, and name, the layers that no forward calls."""
@@ -304,7 +296,7 @@ class FPQHook(RunAware):
         """Log a summary, end the session, export."""
         if self.session is None:
             return
-        runner.logger.info(self._summary())
+        runner.logger.info(self.session.summary(self._table))
         self.close()
         self._export.run(runner)
 
@@ -321,13 +313,3 @@ class FPQHook(RunAware):
         self.session = self._teacher.model = None
         if self._teacher.record is not None:
             self._teacher.student_loaded(self._teacher.record)
-
-    def _summary(self) -> str:
-        rows = self._table
-        full = LayerTable(
-            type(row)(row.name, row.type, FLOAT_BITS, FLOAT_BITS, row.shape,
-                      row.why) for row in rows)
-        return (f'FPQ quantized {len(rows.quantized())} of {len(rows)} layers;'
-                f' weights {rows.weight_bytes() / 1e6:.3f} MB, '
-                f'{full.weight_bytes() / 1e6:.3f} MB in float32'
-                f'{self.session.summary() if self.session else ""}')

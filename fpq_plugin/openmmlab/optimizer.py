@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..param_groups import has_groups_inside, separated_groups, set_groups
+from ..quantizers import named_quantizers
 
 
 def wrappers_of(optim_wrapper: OptimWrapper) -> list[OptimWrapper]:
@@ -62,6 +63,14 @@ def rebuild_optimizer(runner: Runner, model: nn.Module,
     schedulers = copy.deepcopy(runner.cfg.get('param_scheduler'))
     if schedulers is not None:
         runner.param_schedulers = runner.build_param_scheduler(schedulers)
+
+
+def count_micro_batches(optim_wrapper: OptimWrapper,
+                        model: nn.Module) -> None:
+    """Tell the quantizers of gradient accumulation (LSQ's n)."""
+    number = max(w._accumulative_counts for w in wrappers_of(optim_wrapper))
+    for quantizer in named_quantizers(model).values():
+        quantizer.micro_batches = number
 
 
 def _made_of(groups: list[dict], old: Any, cfg: Any) -> Any:

@@ -19,8 +19,7 @@ from ..state import (
     first_few,
     stored_quantizers,
 )
-from .config_checks import is_fpq_hook
-from .config_text import assigned
+from .config_checks import assigned, is_fpq_hook
 from .model_families import convert_mm_model
 
 

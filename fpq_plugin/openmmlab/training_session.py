@@ -10,9 +10,12 @@ from torch import nn
 
 from ..convert import noise_clock
 from ..distillation import Distiller
+from ..layer_table import LayerTable
+from ..options import FLOAT_BITS
 from ..recipe import Recipe
+from .averages import FrozenParts
 from .guards import RunawaySteps, explain_non_finite, non_finite
-from .model_families import is_loss_mode, teacher_forward
+from .model_families import behind_proposals, is_loss_mode, teacher_forward
 
 
 class TrainingSession:
@@ -57,6 +60,7 @@ class TrainingSession:
                 skip=distill_skip,
                 own_hooks=False)
         self._runaway = RunawaySteps(model, warn)
+        self._frozen = FrozenParts(model, warn)
         self._handles = [
             model.register_forward_pre_hook(self._before, with_kwargs=True),
             model.register_forward_hook(
@@ -73,16 +77,27 @@ class TrainingSession:
         return self.distiller is not None and not self.distiller.has_loss()
 
     def look_at_steps(self) -> None:
-        """Warn of steps that have run away."""
+        """Warn of steps that have run away, or moved though frozen."""
         self._runaway.look()
+        self._frozen.look()
 
-    def summary(self) -> str:
-        """What distillation has to say at the end; may be empty."""
+    def summary(self, table: LayerTable) -> str:
+        """What was quantized, and which layer is farthest from the teacher.
+
+        Args:
+            table (LayerTable): The layers.
+        """
+        full = LayerTable(
+            type(row)(row.name, row.type, FLOAT_BITS, FLOAT_BITS, row.shape,
+                      row.why) for row in table)
+        text = (f'FPQ quantized {len(table.quantized())} of {len(table)} '
+                f'layers; weights {table.weight_bytes() / 1e6:.3f} MB, '
+                f'{full.weight_bytes() / 1e6:.3f} MB in float32')
         losses = self.distiller.layer_losses() if self.distiller else {}
         if not losses:
-            return ''
+            return text
         far = max(losses, key=lambda name: float(losses[name]))
-        return (f'; the layer farthest from the teacher is {far} (loss '
+        return (f'{text}; the layer farthest from the teacher is {far} (loss '
                 f'{float(losses[far]):.4f} in the last iteration)')
 
     def close(self) -> None:
@@ -114,3 +129,13 @@ class TrainingSession:
             self.close()  # explaining runs the model again
             raise FloatingPointError(
                 explain_non_finite(bad, model, args, kwargs))
+
+
+def undistilled(recipe: Recipe, model: nn.Module,
+                log: Callable[[str], Any]) -> list[str]:
+    """Patterns of layers that the distillation leaves out."""
+    picked = behind_proposals(model) if recipe.distillation else []
+    if picked:
+        log(f'FPQ does not distill {", ".join(picked)}: student and teacher '
+            'work on other proposals there')
+    return [*recipe.distill_skip, *picked]

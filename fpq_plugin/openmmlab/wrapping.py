@@ -1,4 +1,4 @@
-"""The wrapper around a Runner's model: what it waits for, wrapped again."""
+"""What wraps a Runner's model, or a forward in it: put on anew, taken off."""
 
 from __future__ import annotations
 
@@ -47,3 +47,16 @@ def freeze_idle(model: nn.Module) -> bool:
     for parameter in idle:
         parameter.requires_grad_(False)
     return bool(idle)
+
+
+def undo_checkpointing(runner: Runner, model: nn.Module) -> None:
+    """Take off what an earlier training's ``activation_checkpointing`` did.
+
+    MMEngine would put it on once more, and a copy of the model would run the
+    model itself inside: the forward is bound to it.
+    """
+    names = runner.cfg.get('activation_checkpointing') or ()
+    for name in [names] if isinstance(names, str) else names:
+        own = vars(model.get_submodule(name))
+        while hasattr(own.get('forward'), '__wrapped__'):
+            del own['forward']

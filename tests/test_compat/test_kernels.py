@@ -191,6 +191,26 @@ def test_small_and_float64_tensors_do_not_compile(report):
     assert report.count == 0
 
 
+def test_only_what_trains_compiles(report, monkeypatch):
+    """A test of a model is over before a compilation has paid."""
+    monkeypatch.setattr(fake_quantize_function._quantize, '_fast', {})
+    x = torch.randn(20011)
+    scale = torch.full((1, ), 0.2, requires_grad=True)
+    quantizer = x, scale, torch.zeros(1).int(), 0, 15
+    with torch.no_grad():
+        plain = fake_quantize(*quantizer)
+    with torch.inference_mode():
+        fake_quantize(*quantizer)
+    assert report.count == 0
+    fake_quantize(*quantizer)
+    assert report.count == 1
+    # What is compiled serves the validation too.
+    monkeypatch.setattr(fake_quantize_function._quantize, 'plain', None)
+    with torch.no_grad():
+        assert torch.equal(fake_quantize(*quantizer), plain)
+    assert report.count == 1
+
+
 @pytest.fixture
 def log(monkeypatch):
     """Records of the logger that the package writes to."""

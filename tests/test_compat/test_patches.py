@@ -6,7 +6,6 @@ import importlib
 import os
 import subprocess
 import sys
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,9 @@ from fpq_plugin._compat.safe_loading import load_file
 
 def replaced():
     """Each replaced function, and what it stands for."""
-    found = {name: getattr(Runner, name) for name in ('train', 'val', 'test')}
+    found = {(kind.__name__, name): getattr(kind, name)
+             for kind in (Runner, FlexibleRunner)
+             for name in ('train', 'val', 'test')}
     found.update(CheckpointLoader._schemes)
     for name in ('_save_checkpoint_with_step', '_save_best_checkpoint'):
         found[name] = getattr(CheckpointHook, name)
@@ -45,30 +46,31 @@ def test_a_reload_replaces_the_originals_again():
 
 def test_a_second_call_calls_once(monkeypatch):
     calls = []
-    for kind, name in product((Runner, FlexibleRunner),
-                              ('train', 'val', 'test')):
-        monkeypatch.setattr(kind, name, getattr(kind, name))
+    for kind in (Runner, FlexibleRunner):
+        for name in ('train', 'val', 'test'):
+            monkeypatch.setattr(kind, name, getattr(kind, name))
     monkeypatch.setattr(Runner.train, '_fpq_original',
                         lambda runner: calls.append('train'))
     for number in (1, 2):
         patches._watch_runners(
-            lambda runner, verb, n=number: calls.append(f'before {n}'),
-            lambda runner, verb, n=number: calls.append(f'after {n}'))
+            lambda runner, verb, n=number: calls.append(f'before {verb} {n}'),
+            lambda runner, verb, n=number: calls.append(f'after {verb} {n}'))
     Runner.train(object())
-    assert calls == ['before 2', 'train', 'after 2']
+    assert calls == ['before train 2', 'train', 'after train 2']
 
 
 def test_the_end_is_told_of_an_error_too(monkeypatch):
     calls = []
-    for kind, name in product((Runner, FlexibleRunner),
-                              ('train', 'val', 'test')):
-        monkeypatch.setattr(kind, name, getattr(kind, name))
+    for kind in (Runner, FlexibleRunner):
+        for name in ('train', 'val', 'test'):
+            monkeypatch.setattr(kind, name, getattr(kind, name))
 
     def broken(runner):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Runner.train, '_fpq_original', broken)
-    patches._watch_runners(lambda *of: None, lambda *of: calls.append(of))
+    patches._watch_runners(
+        lambda runner, verb: None, lambda *told: calls.append(told))
     runner = object()
     with pytest.raises(KeyboardInterrupt):
         Runner.train(runner)

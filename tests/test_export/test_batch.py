@@ -167,6 +167,8 @@ def test_options_and_inputs_that_cannot_work_are_named(tmp_path):
     refused('batch_size must be at least 1, got 0', ValueError, batch_size=0)
     refused(r'here are \(3, 8\), torch.float32, and \(3, 9\)', ValueError,
             [(x, None), (torch.randn(2, 3, 9), None)])
+    refused('inputs must be float32, got torch.float64', ValueError,
+            [(x.double(), None)])
     refused('no input to compare on', ValueError, [(x[:0], None)])
     refused('0.weight is torch.float16 on cpu', ValueError,
             model=model.half())

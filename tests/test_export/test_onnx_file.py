@@ -65,6 +65,14 @@ def test_eight_bits_run_on_integers(x, tmp_path):
     assert 'QLinearConv' in kinds
 
 
+@pytest.mark.parametrize('wrap', [torch.compile, nn.DataParallel])
+def test_a_wrapped_model_is_exported_as_it_is(wrap, x, tmp_path):
+    model = quantized(net(), x)
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(wrap(model), path, [(x.requires_grad_(), None)])
+    assert [layer.name for layer in report.layers] == ['0', '3', '5', '7']
+
+
 def test_top1_is_told(x, tmp_path):
     model = quantized(net(), x)
     with torch.no_grad():

@@ -48,6 +48,42 @@ def test_classes_of_places_are_counted_by_place():
     assert parity.top1_trained is None
 
 
+def outputs_with_others(number):
+    """Outputs of 400 images, and the same with so many other classes."""
+    ours = 10 * torch.eye(2)[torch.arange(400) % 2]
+    theirs = ours.clone()
+    ours[:number] = torch.tensor([1e-3, 0.])
+    theirs[:number] = torch.tensor([0., 1e-3])
+    return ours, theirs
+
+
+def test_labels_say_what_other_classes_cost():
+    ours, theirs = outputs_with_others(20)
+    labels = ours.argmax(1)
+    labels[:10] = 1  # half of them were wrong before
+    parity = compare(ours, theirs, labels)
+    assert parity.other_class == 20
+    assert parity.top1_exported == parity.top1_trained
+    parity.refuse(0)
+    labels[10:12] = 1
+    assert compare(ours, theirs, labels).holds(0)
+    labels[:12], labels[9] = 0, 1
+    parity = compare(ours, theirs, labels)
+    assert parity.top1_trained - parity.top1_exported == 4.5
+    with pytest.raises(ParityError, match='top-1 is 4.50 points lower in the '
+                       'exported model, more than 0.1'):
+        parity.refuse(0.1)
+    parity.refuse(4.5)
+
+
+@pytest.mark.parametrize(('number', 'tolerance', 'holds'), [
+    (4, 0.1, True), (5, 0.1, False), (1, 0, True), (2, 0, False)])
+def test_without_labels_a_share_may_be_others(number, tolerance, holds):
+    parity = compare(*outputs_with_others(number))
+    assert parity.other_class == number
+    assert parity.holds(tolerance) == holds
+
+
 def test_a_constant_output_equals_itself():
     ours = torch.full((5, 1), 3.)
     compare(ours, ours.clone()).refuse(0.1)

@@ -1,6 +1,7 @@
 """What an export reports, as figures and as text."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -37,3 +38,35 @@ def test_the_text_has_them_in_units(report):
     assert ['ms,', 'batch', '1,', 'unpacked', '3.00', '4.00', '0.75'] in lines
     assert 'equal class 97.50 %' in str(report)
     assert 'top-1 72.50 %, trained 75.00 %' in str(report)
+
+
+def test_what_became_of_biases_is_told(report):
+    told = replace(
+        report, bias_reason='top-1 is 0.40 points lower',
+        biases=(('a', ''), ('b', 'too coarse'), ('c', 'too coarse')))
+    assert told.bias_line() == (
+        'integer biases: 1 of 3 layers, because with more of them top-1 is '
+        '0.40 points lower; float because too coarse (2)')
+    assert told.bias_line() in str(told)
+    figures = json.loads(json.dumps(told.as_dict()))
+    assert figures['integer_biases'] == dict(
+        reason='top-1 is 0.40 points lower',
+        layers=dict(a='integers', b='too coarse', c='too coarse'))
+    assert 'biases' not in str(report)
+
+
+def test_what_is_worse_than_in_full_precision_is_a_warning(report):
+    assert report.warnings() == []
+    assert 'warning' not in str(report)
+    slow = replace(report, latencies=(
+        Latency(1, 2e-3, 2e-3, 4e-3), Latency(32, 6e-3, 3e-3, 4e-3),
+        Latency(64, 4.1e-3, 4e-3, 4e-3)))
+    (warning, ) = slow.warnings()
+    assert warning.startswith('slower than in full precision: 1.50 times the '
+                              'time with batches of 32 (0.75 unpacked')
+    assert f'warning: {warning}' in str(slow)
+    other = replace(report, latencies=(), engine='Mine', batch_size=8)
+    assert other.warnings() == [
+        'checked against the rules of Mine, and not run in it',
+        'takes batches of 8 alone']
+    assert other.as_dict()['warnings'] == other.warnings()

@@ -71,6 +71,14 @@ def test_a_whole_model(tmp_path):
 
 
 @needs_kernels
+def test_packed_weights_are_not_traced():
+    x = torch.randn(8, 4)
+    int8 = to_torch_int8(quantized(nn.Sequential(nn.Linear(4, 3)), x))
+    with pytest.raises(RuntimeError, match='Int8Linear cannot be traced'):
+        torch.jit.trace(int8, x)
+
+
+@needs_kernels
 def test_what_cannot_be_converted_is_named():
     x = torch.randn(4, 6)
 

@@ -57,6 +57,18 @@ def test_a_run_exports_at_its_end(fpq_config, tmp_path):
     assert onnx.TensorProto.UINT8 in kinds
     assert onnx.TensorProto.INT8 not in kinds
 
+    command = ['export', str(tmp_path / 'config.py'),
+               str(tmp_path / 'run/epoch_1.pth'), '-o',
+               str(tmp_path / 'more.onnx')]
+    with pytest.raises(SystemExit, match='TensorRT takes integers of INT8 '
+                       'around 0(.|\n)*symmetric=True'):
+        main([*command, '--engine', 'tensorrt'])
+    assert not (tmp_path / 'more.onnx').exists()
+    main([*command, '--batch-size', '32'])
+    notes = {p.key: p.value
+             for p in onnx.load(tmp_path / 'more.onnx').metadata_props}
+    assert notes['fpq.batch_size'] == '32'
+
 
 @pytest.mark.slow
 def test_top1_is_that_of_mim_test(digits, fp, tmp_path):
