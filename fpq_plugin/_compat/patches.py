@@ -225,6 +225,9 @@ def _removing_last(save: Callable) -> Callable:
     @wraps(save)
     def save_and_remove(self: CheckpointHook, *args: Any,
                         **kwargs: Any) -> None:
+        if not hasattr(self, 'file_backend'):  # val without training
+            save(self, *args, **kwargs)
+            return
         before = self.file_backend
         self.file_backend = later = _RemovesLater(before)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os.path as osp
 from collections.abc import Mapping
 from typing import Any
@@ -75,8 +76,10 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 
 def save_teacher(teacher: nn.Module, path: str) -> None:
     """Write the teacher's weights, whole or not at all."""
-    content = dict(state_dict=complete_state(teacher))
-    write_whole(path, lambda file: torch.save(content, file))
+    with io.BytesIO() as content:
+        # Straight into a file torch hides why it cannot be written.
+        torch.save(dict(state_dict=complete_state(teacher)), content)
+        write_whole(path, lambda file: file.write(content.getbuffer()))
 
 
 def full_precision_of(record: Mapping[str, Any]) -> str:

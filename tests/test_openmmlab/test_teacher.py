@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import re
+import resource
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,18 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
         save_checkpoint(dict(state_dict={}, meta=dict(x=1)), str(path))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ['epoch_1.pth']
+
+
+def test_a_teacher_that_cannot_be_written_is_named(tmp_path):
+    """torch.save into a full file only says that a position is wrong."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+    try:
+        with pytest.raises(OSError, match="teacher.pth' was not written: "):
+            save_teacher(nn.Linear(200, 200), str(tmp_path / 'teacher.pth'))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('how', ['half', 'empty'])

@@ -309,3 +309,33 @@ def test_torch_ao_convert_reads_its_qparams():
     integers = torch.quantize_per_tensor(x, scale.item(), zero_point.item(),
                                          torch.quint8)
     torch.testing.assert_close(integers.dequantize(), quantizer.eval()(x))
+
+
+@pytest.mark.parametrize(('over_batch', 'share'), [(True, 0.5), (False, 1.0)])
+def test_the_factor_counts_the_micro_batches_of_features(over_batch, share):
+    """Four of them are four times the elements; a weight is one."""
+    x = torch.randn(8, 3)
+
+    def slope(micro_batches):
+        quantizer = LSQFakeQuantize(bits=4)
+        quantizer.over_batch = over_batch
+        quantizer.micro_batches = micro_batches
+        quantizer(x)  # takes its step
+        return torch.autograd.grad(quantizer(x).sum(), quantizer.scale)[0]
+
+    assert slope(1).abs() > 1e-4
+    torch.testing.assert_close(slope(4), share * slope(1))
+
+
+@pytest.mark.parametrize('per_channel', [False, True])
+def test_the_factor_is_one_over_the_root_of_n_times_the_highest(per_channel):
+    x = torch.randn(6, 5)
+    quantizer = LSQFakeQuantize(
+        bits=3, symmetric=True, per_channel=per_channel)
+    quantizer(x)
+    n = 5 if per_channel else 30
+    own, = torch.autograd.grad(quantizer(x).sum(), quantizer.scale)
+    bare, = torch.autograd.grad(
+        quantizer.quantize(x, quantizer.scale).sum(), quantizer.scale)
+    assert bare.abs().min() > 1e-4
+    torch.testing.assert_close(own, bare / (n * 3)**0.5)
