@@ -133,6 +133,9 @@ def _refuse_other_fragment(cfg: Config, key: str, written: dict[str, Any],
         raise type(error)(f'{error} (This is the fpq at the top level of the '
                           f'config; the hook reads {key}.)') from error
     recipe, said = Recipe.of(used), _said(cfg)
+    if said is not None and hook_is_later(cfg.text or '') and (
+            said[-1:] == [_plain(cfg.fpq)]):
+        return  # it has read the fragment, and says otherwise on purpose
     for option, value in written.items():
         if _meaning(asked, option) == _meaning(recipe, option):
             continue
@@ -254,6 +257,27 @@ def assigned(text: str, name: str) -> list[Any] | None:
     except (SyntaxError, ValueError):
         return None
     return values
+
+
+def hook_is_later(text: str) -> bool:
+    """Whether a file after the last with an ``fpq`` takes it into the hook.
+
+    As ``default_hooks = dict(fpq=dict(_base_.fpq, perturbation=...))``.
+
+    Args:
+        text (str): MMEngine's ``Config.text``, whose files can be parsed.
+    """
+    last = dict(fpq=-1, default_hooks=-1)
+    for number, tree in enumerate(_files(text)):
+        for node in tree.body:
+            if not isinstance(node, ast.Assign):
+                continue
+            for target in node.targets:
+                name = getattr(target, 'id', '')
+                if name == 'fpq' or (name == 'default_hooks'
+                                     and "attr='fpq'" in ast.dump(node)):
+                    last[name] = number
+    return last['default_hooks'] > last['fpq']
 
 
 def merged(values: list[Any]) -> Iterator[Any]:

@@ -5,10 +5,11 @@ import re
 import pytest
 from mmengine import Config
 from mmengine.runner import Runner
+from runs import CONFIGS
 from small_runs import config, start
 
 from fpq_plugin import FPQHook
-from fpq_plugin.openmmlab.config_checks import recipe_of
+from fpq_plugin.openmmlab.config_checks import recipe_of, refuse_unread
 
 FRAGMENT = """
 fpq = dict(type='FPQHook', weight=dict(type='LSQFakeQuantize', bits=4),
@@ -154,3 +155,27 @@ def test_classes_where_names_are_expected(tmp_path):
     runner = Runner.from_cfg(cfg)
     runner.train()
     assert runner.model.mix.weight_quantizer.num_bits == 3
+
+
+def test_a_hook_says_on_purpose_what_a_fragment_turned_off(tmp_path):
+    """A fragment says perturbation=None, the hook on it the base's value."""
+    path = tmp_path / 'mine.py'
+    bases = [str(CONFIGS / '_base_' / name) for name in (
+        'fashion_mnist.py', 'methods/lsq_plus.py')]
+    path.write_text(
+        f'_base_ = {bases}\n'
+        'default_hooks = dict(fpq=dict(_base_.fpq, perturbation=dict(\n'
+        "    type='StochasticFeaturePerturbation', p=0.1)))\n")
+    cfg = Config.fromfile(str(path))
+    hook = cfg.default_hooks.fpq
+    options = {k: v for k, v in hook.items() if k != 'type'}
+    refuse_unread(cfg, 'default_hooks.fpq', options)
+    # The other way round nobody reads it.
+    path.write_text(
+        f'_base_ = {bases}\nfpq = dict(perturbation=dict(_delete_=True, p=0.5))'
+        '\ndefault_hooks = dict(fpq=_base_.fpq)\n')
+    cfg = Config.fromfile(str(path))
+    hook = cfg.default_hooks.fpq
+    with pytest.raises(ValueError, match=r'^fpq\.perturbation'):
+        refuse_unread(cfg, 'default_hooks.fpq', {
+            k: v for k, v in hook.items() if k != 'type'})
