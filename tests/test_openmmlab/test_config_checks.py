@@ -172,8 +172,9 @@ def test_a_hook_says_on_purpose_what_a_fragment_turned_off(tmp_path):
     refuse_unread(cfg, 'default_hooks.fpq', options)
     # The other way round nobody reads it.
     path.write_text(
-        f'_base_ = {bases}\nfpq = dict(perturbation=dict(_delete_=True, p=0.5))'
-        '\ndefault_hooks = dict(fpq=_base_.fpq)\n')
+        f'_base_ = {bases}\n'
+        'fpq = dict(perturbation=dict(_delete_=True, p=0.5))\n'
+        'default_hooks = dict(fpq=_base_.fpq)\n')
     cfg = Config.fromfile(str(path))
     hook = cfg.default_hooks.fpq
     with pytest.raises(ValueError, match=r'^fpq\.perturbation'):
