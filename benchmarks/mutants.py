@@ -41,7 +41,8 @@ LIMIT_S = 900
 LAYERS = ['test_layers/test_quantized_layer.py']
 EXPORT = ['test_export/test_lowering.py', 'test_export/test_onnx_file.py',
           'test_export/test_build.py', 'test_export/test_torch_int8.py']
-HOOK = ['test_openmmlab/test_fpq_hook.py']
+ACCUMULATION = ['test_openmmlab/test_fpq_hook.py::'
+                'test_accumulation_equals_the_large_batch']
 # From a module to its quick tests, and to those for what they leave alive.
 TESTS: dict[str, tuple[list[str], list[str]]] = {
     'quantizers/fake_quantize_function.py': (
@@ -49,7 +50,7 @@ TESTS: dict[str, tuple[list[str], list[str]]] = {
         ['test_quantizers', 'test_compat/test_kernels.py']),
     'quantizers/lsq.py': (
         ['test_quantizers/test_lsq.py', 'test_quantizers/test_methods.py'],
-        ['test_quantizers', *HOOK]),
+        ['test_quantizers', *ACCUMULATION]),
     'quantizers/base_fake_quantize.py': (
         ['test_quantizers/test_base_fake_quantize.py',
          'test_quantizers/test_lsq.py'],
@@ -65,25 +66,25 @@ TESTS: dict[str, tuple[list[str], list[str]]] = {
         ['test_quantizers', 'test_param_groups.py']),
     'perturbation/noise.py': (
         ['test_perturbation/test_noise.py'],
-        ['test_perturbation', *LAYERS, *HOOK]),
+        ['test_perturbation', *LAYERS]),
     'perturbation/noise_clock.py': (
         ['test_perturbation/test_noise_clock.py',
          'test_perturbation/test_noise.py'],
-        [*HOOK]),
+        ['test_perturbation']),
     'distillation/csd.py': (
         ['test_distillation/test_csd.py'], ['test_distillation']),
     'distillation/csd_function.py': (
         ['test_distillation/test_csd.py',
-         'test_distillation/test_csd_function.py'],
+         'test_distillation/test_csd_guards.py'],
         ['test_distillation', 'test_compat/test_kernels.py']),
     'distillation/logits.py': (
         ['test_distillation/test_logits.py'], ['test_distillation']),
     'calibrate.py': (
         ['test_calibrate.py'],
-        ['test_openmmlab/test_calibration.py', *HOOK, *LAYERS]),
+        ['test_openmmlab/test_calibration.py', *LAYERS]),
     'state/quantization.py': (
         ['test_state.py'],
-        ['test_openmmlab/test_teacher.py', *HOOK,
+        ['test_openmmlab/test_teacher.py',
          'test_openmmlab/test_bad_input.py']),
     'state/weights.py': (
         ['test_state.py'],
