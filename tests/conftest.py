@@ -4,14 +4,16 @@ import os
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
+from collections import OrderedDict  # noqa: E402
 from importlib.util import find_spec  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
+from mmengine.registry import DefaultScope  # noqa: E402
 from runs import config, make_digits, train  # noqa: E402
 
-import fpq_plugin  # noqa: E402, F401
+from fpq_plugin.export import engines, targets  # noqa: E402
 
 # Those run where there is what they need: tox -e dense; a GPU.
 collect_ignore = ([] if find_spec('mmdet') else ['test_dense']) + (
@@ -28,8 +30,12 @@ settings.load_profile('fpq')
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _as_in_a_new_process(monkeypatch):
+    """No seed, scope or registered engine of the test before."""
     torch.manual_seed(0)
+    monkeypatch.setattr(DefaultScope, '_instance_dict', OrderedDict())
+    monkeypatch.setattr(engines, '_ENGINES', dict(engines._ENGINES))
+    monkeypatch.setattr(targets, '_TARGETS', dict(targets._TARGETS))
 
 
 @pytest.fixture(scope='session')
