@@ -35,6 +35,7 @@ from .perturbation import (
 from .quantizers import (
     BaseFakeQuantize,
     DoReFaFakeQuantize,
+    LogLSQFakeQuantize,
     LSQFakeQuantize,
     LSQPlusFakeQuantize,
     PACTFakeQuantize,
@@ -50,7 +51,7 @@ __all__ = [
     'BaseFakeQuantize', 'CSDLoss', 'DistillationLoss', 'Distiller',
     'DoReFaFakeQuantize',
     'FPQHook', 'HessianTraceHook', 'LSQFakeQuantize', 'LSQPlusFakeQuantize',
-    'LogitKD', 'NoiseGradientHook', 'OutputVarianceHook', 'PACTFakeQuantize',
+    'LogLSQFakeQuantize', 'LogitKD', 'NoiseGradientHook', 'OutputVarianceHook', 'PACTFakeQuantize',
     'QuantizedLayer', 'Quantizer', 'Recipe', 'SQNRHook',
     'StochasticFeaturePerturbation', 'StochasticWeightPerturbation',
     'TorchAOFakeQuantize', '__version__',

@@ -104,6 +104,9 @@ class Recipe:
             quantized but not distilled.
         scale_lr_mult (float): Learning rate of the quantizers' parameters
             over that of the group they would be in. Defaults to 1.0.
+        baselines (bool): Whether the training's first lines tell the
+            validation's metric in full precision and after calibration
+            alone, at the price of two validations. Defaults to True.
         export (str, optional): ONNX file to write at the end of training, in
             the work directory. Defaults to None.
         key (str): What messages put before an option's name. Defaults to
@@ -140,6 +143,7 @@ class Recipe:
     attention: dict | None = None
     distill_skip: Sequence[str] = ()
     scale_lr_mult: float = 1.0
+    baselines: bool = True
     export: str | None = None
     key: str = field(default='fpq', repr=False, compare=False)
 
@@ -323,6 +327,9 @@ class Recipe:
         if not is_number(self.scale_lr_mult, 0):
             raise ValueError(f'{self.name_of("scale_lr_mult")}: must be a '
                              f'number >= 0, got {self.scale_lr_mult!r}')
+        if not isinstance(self.baselines, bool):
+            raise TypeError(f'{self.name_of("baselines")}: must be True or '
+                            f'False, got {self.baselines!r}')
         key = self.name_of('calibration')
         if not isinstance(self.calibration, Mapping):
             raise TypeError(f'{key}: must be a dict, got '

@@ -28,6 +28,7 @@ from ..state import (
     refuse_other_quantization,
 )
 from ..version import __version__
+from .baselines import Baselines, tell_of_high_rate
 from .calibration import calibrate_run
 from .export_run import ExportAtEnd
 from .guards import refuse_non_finite
@@ -85,6 +86,7 @@ class FPQHook(RunAware):
         self._teacher = TeacherOfRun(self.recipe.teacher)
         self._export = ExportAtEnd(self.recipe)
         self._table = LayerTable()
+        self._baselines = Baselines()
         self._optim_wrapper: OptimWrapper | None = None
         self._runner: Any = None
         self._filled = False
@@ -142,6 +144,7 @@ class FPQHook(RunAware):
         """Begin anew with another Runner than the last one."""
         if self._runner is not None and self._runner() is not runner:
             self._teacher = TeacherOfRun(self.recipe.teacher)
+            self._baselines = Baselines()
             self._filled = False
         self._runner = ref(runner)
 
@@ -191,6 +194,7 @@ class FPQHook(RunAware):
                 'with its teacher. To start anew, set load_from to the '
                 'full-precision checkpoint')
         self._teacher.student_loaded(meta.get('teacher'))
+        self._baselines.scores = meta.get('baselines') or {}
 
     # -- before_train -----------------------------------------------------
 
@@ -205,13 +209,18 @@ class FPQHook(RunAware):
         self._teacher.fills_student, self._filled = False, True
         if self.recipe.distillation:
             self._teacher.settle(runner, model)
-        if uninitialized(model):
+        starting = bool(uninitialized(model))
+        if starting:
             calibrate_run(runner, model, self.recipe.calibration_images())
         self._export.check(runner, model)
         self._tell_uncalled(runner, model)
         if freeze_idle(model):
             wrap_again(runner)
         count_micro_batches(runner.optim_wrapper, model)
+        if starting:
+            tell_of_high_rate(runner)
+            if self.recipe.baselines:
+                self._baselines.measure(runner, model)
         self.session = TrainingSession(
             model,
             self.recipe,
@@ -230,6 +239,12 @@ class FPQHook(RunAware):
                 'FPQ leaves float the layers that no forward calls: '
                 f'{", ".join(names)}. (If a forward uses their weights '
                 'instead, register_weight_reader mends it.)')
+
+    def after_val_epoch(self, runner: Runner,
+                        metrics: dict | None = None) -> None:
+        """Hold the validation against full precision and calibration."""
+        if self.session is not None:
+            self._baselines.validated(runner, metrics or {})
 
     # -- iterations -------------------------------------------------------
 
@@ -291,6 +306,7 @@ class FPQHook(RunAware):
         checkpoint['meta']['fpq'] = dict(
             version=__version__,
             teacher=self._teacher.record,
+            baselines=self._baselines.scores,
             quantizers={
                 name: describe(quantizer) for name, quantizer in
                 named_quantizers(model, False).items()
@@ -303,6 +319,7 @@ class FPQHook(RunAware):
         if self.session is None:
             return
         runner.logger.info(self.session.summary(self._table))
+        self._baselines.tell_end(runner)
         self.close()
         self._export.run(runner)
 

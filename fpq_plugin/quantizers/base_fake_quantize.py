@@ -301,9 +301,9 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
                               missing_keys, unexpected_keys, error_msgs):
-        scale = state_dict.get(prefix + 'scale')
-        if self.is_per_channel and scale is not None:
-            self._fix_channels(scale.numel())
+        zero_point = state_dict.get(prefix + 'zero_point')
+        if self.is_per_channel and zero_point is not None:
+            self._fix_channels(zero_point.numel())
         super()._load_from_state_dict(state_dict, prefix, local_metadata,
                                       strict, missing_keys, unexpected_keys,
                                       error_msgs)

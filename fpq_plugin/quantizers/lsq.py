@@ -12,6 +12,9 @@ from .base_fake_quantize import BaseFakeQuantize
 from .fake_quantize_function import positive_step
 
 
+BOUND = 0.1
+
+
 @MODELS.register_module()
 class LSQFakeQuantize(BaseFakeQuantize):
     """Learned step size quantization (equations (3) to (5)).
@@ -48,13 +51,66 @@ class LSQFakeQuantize(BaseFakeQuantize):
         """LSQ's factor g on the gradient of a step of ``x``."""
         if is_exporting():  # of sizes, which must not become constants
             return 1.0
-        shared = x.numel() // self.scale.numel()
+        shared = x.numel() // self.zero_point.numel()
         if self.over_batch:
             shared *= get_world_size() * self.micro_batches
         return (max(shared, 1) * self.quant_max)**-0.5
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         return self.quantize(x, self.scale, self.grad_factor(x))
+
+
+class _Bounded(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.nan_to_num().clamp(-BOUND, BOUND)
+
+
+@MODELS.register_module()
+class LogLSQFakeQuantize(LSQFakeQuantize):
+    """LSQ whose step is learned in the logarithm.
+
+    The parameter is ``log_scale``, the natural logarithm of the step. Its
+    gradient is ``s dL/ds``, without LSQ's factor: an update of the optimizer
+    is a relative change of the step, the same for a channel of nine weights
+    and for one of a thousand, and no step can become negative. Trained
+    quantization thresholds are learned so (Jain et al., MLSys 2020).
+
+    Takes the arguments of :class:`BaseFakeQuantize`.
+
+    Examples:
+        >>> import torch
+        >>> from fpq_plugin import LogLSQFakeQuantize
+        >>> quantizer = LogLSQFakeQuantize(bits=4)
+        >>> quantizer(torch.linspace(-1, 2, 16)).unique().numel()
+        16
+    """
+
+    def _make_scale(self, scale: Tensor) -> None:
+        self.log_scale = nn.Parameter(scale.log())
+
+    @property
+    def scale(self) -> Tensor:
+        """The step, with its gradient; shape (1,) or (C,)."""
+        log_scale = self.log_scale
+        if log_scale.requires_grad and torch.is_grad_enabled():
+            log_scale = _Bounded.apply(log_scale)
+        return log_scale.exp()
+
+    def _set_step(self, step: Tensor) -> None:
+        self.log_scale.copy_(step.log())
+
+    def _per_channel(self) -> tuple[Tensor, ...]:
+        return self.log_scale, self.zero_point
+
+    def grad_factor(self, x: Tensor) -> float:
+        """1: the logarithm needs no factor."""
+        return 1.0
 
 
 @MODELS.register_module()

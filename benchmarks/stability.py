@@ -1,0 +1,344 @@
+"""Does a first run hold? Small models x rates x bits, for several recipes.
+
+Each of twelve models is trained in full precision on 1,024 images of
+Fashion-MNIST, and then quantized and trained on at five rates around that of
+its full-precision training. Nothing is tuned. A run holds if it ends within 5
+points of the same recipe's best rate; it diverges if it ends 20 points below
+that, or in a value that is not finite. The rates at which full precision
+itself, trained on in the same way, does not hold are not held against a
+recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+os.environ.setdefault('FPQ_COMPILE', '0')
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from machine import made_by  # noqa: E402
+from rich.progress import track  # noqa: E402
+from small_models import CHANNELS, SMALL  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.optim.lr_scheduler import CosineAnnealingLR  # noqa: E402
+
+import fpq_plugin  # noqa: E402
+from fpq_plugin.convert import noise_clock  # noqa: E402
+from fpq_plugin.recipe import Recipe  # noqa: E402
+
+LOG = dict(type='LogLSQFakeQuantize')
+MSE = dict(LOG, observer='mse')
+RECIPES: dict[str, dict | None] = {
+    'full precision': None,
+    'paper': dict(preset='paper'),
+    'recommended, step': dict(
+        preset='recommended', weight=dict(type='LSQFakeQuantize')),
+    'paper, log weights': dict(preset='paper', weight=LOG),
+    'log weights': dict(preset='recommended', weight=LOG),
+    'log': dict(preset='recommended', weight=LOG, activation=LOG),
+    'log, kd 1': dict(
+        preset='recommended', weight=LOG, activation=LOG,
+        distillation=dict(loss_weight=1.0)),
+    'log, mean': dict(
+        preset='recommended', weight=LOG, activation=LOG, mean=4.0),
+    'log weights, mean': dict(
+        preset='recommended', weight=LOG, mean=4.0),
+    'paper, log, mean': dict(
+        preset='paper', weight=LOG, activation=LOG, mean=2.0),
+    'csd, mse': dict(
+        preset='paper', weight=LOG, activation=MSE, mean=2.0),
+    'csd, mse mse': dict(
+        preset='paper', weight=MSE, activation=MSE, mean=2.0),
+    'csd kd, mse': dict(
+        preset='paper', weight=LOG, activation=MSE, mean=3.0,
+        distillation=[dict(type='CSDLoss'), dict(type='LogitKD')]),
+    'csd, mse, clip 2': dict(
+        preset='paper', weight=LOG, activation=MSE, mean=2.0, clip=2.0),
+    'csd, mse, clip 5': dict(
+        preset='paper', weight=LOG, activation=MSE, mean=2.0, clip=5.0),
+    'csd .3, mse': dict(
+        preset='paper', weight=LOG, activation=MSE, mean=1.3,
+        distillation=dict(loss_weight=0.3)),
+    'csd kd p5, mse': dict(
+        preset='paper', weight=LOG, activation=MSE, mean=3.0,
+        perturbation=dict(p=0.5),
+        distillation=[dict(type='CSDLoss'), dict(type='LogitKD')]),
+    'csd p5, mse': dict(
+        preset='paper', weight=LOG, activation=MSE, mean=2.0,
+        perturbation=dict(p=0.5)),
+    'kd, mse': dict(
+        preset='recommended', weight=LOG, activation=MSE, mean=4.0),
+    'lsq': dict(perturbation=None, distillation=None),
+    'lsq, log weights': dict(
+        perturbation=None, distillation=None, weight=LOG),
+}
+"""Name to the options of the hook; None trains in full precision."""
+
+BITS = ('w4a4', 'w2a4', 'w2a2')
+RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
+TRAIN, TEST, CALIBRATION = 1024, 1000, 100
+HOLDS, DIVERGES = 5.0, 20.0
+
+
+def images(folder: Path, part: str, number: int) -> tuple[Tensor, Tensor]:
+    """The first images of a part, (N, 1, 28, 28), and labels (N,)."""
+    raw = np.fromfile(folder / f'{part}-images-idx3-ubyte', np.uint8,
+                      16 + number * 784)[16:]
+    labels = np.fromfile(folder / f'{part}-labels-idx1-ubyte', np.uint8,
+                         8 + number)[8:]
+    x = torch.from_numpy(raw.reshape(number, 1, 28, 28).astype(np.float32))
+    return (x - 73) / 90, torch.from_numpy(labels.astype(np.int64))
+
+
+class Trainer:
+    """One model and its data, in this process.
+
+    Args:
+        name (str): Key of :data:`SMALL`.
+        data (Path): Folder of Fashion-MNIST's files.
+        cache (Path): Folder that keeps the full-precision weights.
+    """
+
+    def __init__(self, name: str, data: Path, cache: Path) -> None:
+        self.build, self.rate = SMALL[name]
+        self.train_set, self.test_set = (
+            (x.expand(-1, 3 if name in CHANNELS else 1, -1, -1), y)
+            for x, y in (images(data, 'train', TRAIN),
+                         images(data, 't10k', TEST)))
+        self.file = cache / f'{name}.pth'
+
+    def full_precision(self, epochs: int = 12) -> nn.Module:
+        """The trained model; trained at the first call."""
+        torch.manual_seed(0)
+        model = self.build()
+        if not self.file.exists():
+            steps = epochs * TRAIN // 64
+            optimizer = _optimizer(model, 'sgd', self.rate)
+            scheduler = CosineAnnealingLR(optimizer, steps)
+            for x, y in self._batches(64, steps, 0):
+                _step(optimizer, F.cross_entropy(model(x), y))
+                scheduler.step()
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(model.state_dict(), self.file)
+        model.load_state_dict(torch.load(self.file))
+        return model
+
+    def quantized(self, options: dict | None, factor: float, kind: str,
+                  batch: int, steps: int, seed: int, mean=(1.0, None)) -> dict:
+        """Train on from full precision; what came of it.
+
+        Args:
+            options (dict, optional): Of the hook; None: stay float.
+            factor (float): On the rate of the full-precision training.
+            kind (str): 'sgd' or 'adam'.
+            batch (int): Images an iteration.
+            steps (int): Iterations.
+            seed (int): Of the images' order and the noise.
+        """
+        model = self.full_precision()
+        result = dict(start=self.top1(model))
+        distiller = None
+        if options is not None:
+            recipe, teacher = Recipe(**options), copy.deepcopy(model)
+            recipe.convert(model)
+            fpq_plugin.calibrate(model, [self.train_set[0][:CALIBRATION]])
+            result['calibrated'] = self.top1(model)
+            if recipe.distillation:
+                distiller = fpq_plugin.Distiller(
+                    model, teacher, recipe.losses(), warn=lambda text: None)
+        torch.manual_seed(seed)
+        clock = noise_clock(model)
+        if clock is not None:
+            clock.seed = seed
+        optimizer = _optimizer(
+            model, kind, factor * (self.rate if kind == 'sgd' else 2e-3))
+        scheduler = CosineAnnealingLR(optimizer, steps)
+        model.train()
+        losses = []
+        for step, (x, y) in enumerate(self._batches(batch, steps, seed)):
+            if clock is not None:
+                clock.start_iteration(step)
+            loss = F.cross_entropy(model(x), y)
+            losses.append(float(loss.detach()))
+            if distiller is not None:
+                loss = (loss + distiller.loss()) / mean[0]
+            if not torch.isfinite(loss):
+                return dict(result, losses=_rounded(losses), top1=None)
+            _step(optimizer, loss, model, mean[1])
+            scheduler.step()
+        return dict(result, losses=_rounded(losses), top1=self.top1(model))
+
+    def _batches(self, size: int, steps: int,
+                 seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(seed)
+        x, y = self.train_set
+        order = torch.cat([
+            torch.randperm(TRAIN, generator=generator)
+            for _ in range(math.ceil(steps * size / TRAIN))
+        ])
+        for picked in order[:steps * size].split(size):
+            yield x[picked], y[picked]
+
+    @torch.no_grad()
+    def top1(self, model: nn.Module) -> float:
+        """Share of the test images that are classified right, in %."""
+        model.eval()
+        x, y = self.test_set
+        right = sum(
+            int((model(a).argmax(1) == b).sum())
+            for a, b in zip(x.split(250), y.split(250)))
+        return 100 * right / TEST
+
+
+def _optimizer(model: nn.Module, kind: str,
+               rate: float) -> torch.optim.Optimizer:
+    groups = fpq_plugin.param_groups(model, lr=rate, weight_decay=5e-4)
+    if kind == 'sgd':
+        return torch.optim.SGD(groups, momentum=0.9)
+    return torch.optim.AdamW(groups)
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor, model=None,
+          clip=None) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    if clip:
+        nn.utils.clip_grad_norm_(
+            [p for n, p in model.named_parameters() if 'scale' not in n],
+            clip)
+    optimizer.step()
+
+
+def _rounded(values: list[float]) -> list[float]:
+    return [round(value, 3) for value in values]
+
+
+def run(name: str, recipe: str, bits: str, factor: float,
+        args: argparse.Namespace) -> dict:
+    """One run, in a process of the pool."""
+    torch.set_num_threads(1)
+    options = RECIPES[recipe]
+    mean = (options or {}).get('mean', 1.0), (options or {}).get('clip')
+    options = options and {k: v for k, v in options.items()
+                           if k not in ('mean', 'clip')}
+    if options is not None:
+        options = dict(options, bits=bits, backend=args.backend)
+    trainer = Trainer(name, args.data, args.cache)
+    result = trainer.quantized(options, factor, args.optimizer, args.batch,
+                               args.steps, args.seed, mean)
+    return dict(model=name, recipe=recipe, bits=bits, factor=factor,
+                optimizer=args.optimizer, batch=args.batch,
+                backend=args.backend, seed=args.seed, **result)
+
+
+def key(row: dict) -> tuple:
+    """What a run is known by."""
+    return tuple(row[k] for k in ('model', 'recipe', 'bits', 'factor',
+                                  'optimizer', 'batch', 'backend', 'seed'))
+
+
+def verdicts(rows: list[dict]) -> list[dict]:
+    """Rows with ``lost``, points below the best rate of the same run."""
+    best: dict[tuple, float] = {}
+    for row in rows:
+        other = key(dict(row, factor=0))
+        best[other] = max(best.get(other, 0.0), row['top1'] or 0.0)
+    return [
+        dict(row, lost=best[key(dict(row, factor=0))] - row['top1']
+             if row['top1'] is not None else math.inf) for row in rows
+    ]
+
+
+def table(rows: list[dict]) -> str:
+    """Runs that diverged and that did not hold, by recipe and bits."""
+    rows = verdicts(rows)
+    holds = {
+        (row['model'], row['optimizer'], row['batch'], row['factor'])
+        for row in rows
+        if row['recipe'] == 'full precision' and row['lost'] <= HOLDS
+    }
+    lines = ['| optimizer, batch | recipe | bits | runs | diverged | lost '
+             'more than 5 points | mean top-1 | mean of the best rates |',
+             '|---|---|---|---|---|---|---|---|']
+    rows = [row for row in rows if (row['model'], row['optimizer'],
+                                    row['batch'], row['factor']) in holds]
+
+    def group(row: dict) -> tuple:
+        return (row['optimizer'], row['batch'], row['backend'],
+                list(RECIPES).index(row['recipe']), row['bits'])
+
+    for which, part in itertools.groupby(sorted(rows, key=group), group):
+        mine = list(part)
+        best: dict[str, float] = {}
+        for row in mine:
+            best[row['model']] = max(best.get(row['model'], 0),
+                                     row['top1'] or 0)
+        lines.append(
+            f'| {which[0]}, {which[1]} | {mine[0]["recipe"]}'
+            f'{"" if which[2] == "torch_ao" else ", " + which[2]} | '
+            f'{which[4]} | {len(mine)} | '
+            f'{sum(row["lost"] > DIVERGES for row in mine)} | '
+            f'{sum(row["lost"] > HOLDS for row in mine)} | '
+            f'{np.mean([row["top1"] or 10.0 for row in mine]):.2f} | '
+            f'{np.mean(list(best.values())):.2f} |')
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    """Run what is asked for and has no row; write rows and table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--models', nargs='+', choices=SMALL,
+                        default=list(SMALL))
+    parser.add_argument('--recipes', nargs='+', choices=RECIPES,
+                        default=list(RECIPES))
+    parser.add_argument('--bits', nargs='+', default=BITS)
+    parser.add_argument('--rates', nargs='+', type=float, default=RATES)
+    parser.add_argument('--optimizer', choices=('sgd', 'adam'), default='sgd')
+    parser.add_argument('--batch', type=int, default=64)
+    parser.add_argument('--steps', type=int, default=48)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--backend', default='torch_ao')
+    parser.add_argument('--workers', type=int, default=2)
+    parser.add_argument('--data', type=Path,
+                        default=Path('data/fashion_mnist'))
+    parser.add_argument('--cache', type=Path,
+                        default=Path('work_dirs/stability'))
+    parser.add_argument('--out', type=Path,
+                        default=Path('benchmarks/results/stability.json'))
+    args = parser.parse_args()
+    rows = (json.loads(args.out.read_text())['rows']
+            if args.out.exists() else [])
+    known = {key(row) for row in rows}
+    todo = [
+        (name, recipe, bits, factor)
+        for name, recipe in itertools.product(args.models, args.recipes)
+        for bits in (args.bits if RECIPES[recipe] is not None else ['w32a32'])
+        for factor in args.rates
+        if (name, recipe, bits, factor, args.optimizer, args.batch,
+            args.backend, args.seed) not in known
+    ]
+    for name in args.models:
+        Trainer(name, args.data, args.cache).full_precision()
+    with ProcessPoolExecutor(args.workers) as pool:
+        waiting = [pool.submit(run, *each, args) for each in todo]
+        for done in track(as_completed(waiting), 'runs', len(waiting)):
+            rows.append(done.result())
+            args.out.write_text(json.dumps(
+                dict(made_by(1), rows=sorted(rows, key=key)), indent=0))
+    args.out.with_suffix('.md').write_text(table(rows) + '\n')
+    print(table(rows))
+
+
+if __name__ == '__main__':
+    main()
