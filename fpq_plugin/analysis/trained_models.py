@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mmengine import Config
 from torch import nn
 
-from .._compat.safe_loading import load_file
+from .._compat.files import load_file
 from ..calibrate import calibrate
 from ..layers import quantized_layers
 from ..openmmlab.config_checks import recipe_of

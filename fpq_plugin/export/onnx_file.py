@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from .._compat.files import write_whole
 from .._compat.restoring import kept_modes
-from .._compat.whole_files import write_whole
 from ..layers import quantized_layers
 from ..options import FLOAT_BITS
 from ..version import __version__

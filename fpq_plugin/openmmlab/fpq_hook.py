@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from .._compat.whole_files import remove_parts
+from .._compat.files import remove_parts
 from ..calibrate import leave_uncalled, uninitialized
 from ..layer_table import LayerTable
 from ..layers import quantized_layers

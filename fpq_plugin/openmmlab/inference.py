@@ -11,7 +11,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from .._compat.safe_loading import load_file
+from .._compat.files import load_file
 from ..state import (
     bare_state,
     float_state,

@@ -9,7 +9,7 @@ from mmengine import Config
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
-from .._compat.safe_loading import load_file, other_checkpoint
+from .._compat.files import load_file, other_checkpoint
 from ..options import type_name
 from ..state import bare_state, first_few, quantizer_bits
 

@@ -13,7 +13,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from runs import config, train
 
 from fpq_plugin import load_model
-from fpq_plugin._compat.safe_loading import load_file
+from fpq_plugin._compat.files import load_file
 from fpq_plugin.analysis.command import main as analyse
 from fpq_plugin.openmmlab.export_run import export_checkpoint
 

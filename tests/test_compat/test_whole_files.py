@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from fpq_plugin._compat.whole_files import (
+from fpq_plugin._compat.files import (
     FORSAKEN_S,
     remove_parts,
     write_whole,

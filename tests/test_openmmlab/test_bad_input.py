@@ -10,7 +10,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from runs import CONFIGS, config, train
 
 from fpq_plugin import FPQHook
-from fpq_plugin._compat.safe_loading import load_file
+from fpq_plugin._compat.files import load_file
 from fpq_plugin.openmmlab.config_checks import refuse_unread
 
 

@@ -15,7 +15,7 @@ from small_runs import Three, config, start, train
 from torch import nn
 
 from fpq_plugin import load_model
-from fpq_plugin._compat.safe_loading import load_file
+from fpq_plugin._compat.files import load_file
 from fpq_plugin.openmmlab.teacher import save_teacher
 
 STILL = dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)))
