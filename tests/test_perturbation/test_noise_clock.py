@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fpq_plugin.perturbation import NoiseClock
-from fpq_plugin.perturbation.noise_clock import in_backward, mix
+from fpq_plugin.perturbation import NoiseClock, in_backward, mix
 
 WORDS = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4)
 
