@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fpq_plugin import DistillationLoss, Distiller, calibrate, convert
-from fpq_plugin.distillation.base import refuse_other_shapes
+from fpq_plugin.distillation.losses import refuse_other_shapes
 
 
 class Distance(DistillationLoss):
