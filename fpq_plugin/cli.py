@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .analysis.command import add_command as add_analyze
-from .export.command import add_command as add_export
 from .version import __version__
 
 COMMANDS = (add_export, add_analyze)

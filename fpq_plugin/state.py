@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from .layers import quantized_layers
 from .quantizers import KEY, describe, differences, named_quantizers
 
-# -- quantization -------------------------------------------------------------
 
 def first_few(names: list[str], most: int = 5, between: str = ', ') -> str:
     """The first of ``names``, and how many more there are."""

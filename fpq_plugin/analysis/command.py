@@ -26,7 +26,7 @@ ACCURACY_IMAGES = 4
 A forward pass each, where a trace takes a hundred: they cost little.
 """
 
-_DESCRIPTION = """\
+_ANALYSIS = """\
 Compare trained models, quantized or not: accuracy, size and latency, the
 Hessian, stability under noise, features, and which layers to give more bits.
 """
@@ -48,7 +48,7 @@ the error bars longer.
 """
 
 
-def add_command(commands: Any) -> None:
+def add_analyze(commands: Any) -> None:
     """Add ``analyze`` to the commands of ``fpq``.
 
     Args:
@@ -57,11 +57,11 @@ def add_command(commands: Any) -> None:
     _add_arguments(
         commands.add_parser(
             'analyze', help='compare trained models in one report',
-            description=_DESCRIPTION, epilog=_EPILOG,
+            description=_ANALYSIS, epilog=_EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter))
 
 
-def main(argv: list[str] | None = None) -> None:
+def main_analysis(argv: list[str] | None = None) -> None:
     """Run ``python -m fpq_plugin.analysis``, which takes the same arguments.
 
     Args:
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
             of the process.
     """
     parser = argparse.ArgumentParser(
-        prog='python -m fpq_plugin.analysis', description=_DESCRIPTION,
+        prog='python -m fpq_plugin.analysis', description=_ANALYSIS,
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     _add_arguments(parser)
     args = parser.parse_args(argv)

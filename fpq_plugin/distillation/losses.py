@@ -1,4 +1,4 @@
-"""The distillation losses: what each is, CSD (eqs. 15 to 17), and the logits'."""
+"""The losses: what each of them is, CSD (eqs. 15 to 17), the logits'."""
 
 from __future__ import annotations
 

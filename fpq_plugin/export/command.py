@@ -12,12 +12,12 @@ from .engines import ONNXRUNTIME, known_engines
 from .parity import TOLERANCE, ParityError
 from .targets import known_endings, target_of
 
-DESCRIPTION = """\
+_EXPORT = """\
 Export a checkpoint that was trained with FPQHook to a file with integer
 weights. The file is run and compared with the trained model on the first
 images of the config's test data. Nothing is written if they do not agree.
 """
-EPILOG = """\
+_EXPORT_EPILOG = """\
 example:
   fpq export my_fpq_config.py work_dirs/my_fpq_config/epoch_100.pth \\
       -o model.onnx --json model.json
@@ -40,7 +40,7 @@ what it prints:
 """
 
 
-def add_command(commands: Any) -> None:
+def add_export(commands: Any) -> None:
     """Add ``export`` to the commands of ``fpq``.
 
     Args:
@@ -49,7 +49,7 @@ def add_command(commands: Any) -> None:
     """
     parser = commands.add_parser(
         'export', help='a checkpoint to a file with integer weights',
-        description=DESCRIPTION, epilog=EPILOG,
+        description=_EXPORT, epilog=_EXPORT_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', metavar='CONFIG',
                         help='the config of the training')
@@ -77,14 +77,14 @@ def add_command(commands: Any) -> None:
         '(default: uint8 where kernels for int8 saturate on this one)')
     parser.add_argument('--json', metavar='FILE', type=Path,
                         help='write the figures here, too')
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run_export)
 
 
-def run(args: argparse.Namespace) -> None:
+def run_export(args: argparse.Namespace) -> None:
     """Export, and print what came out.
 
     Args:
-        args (argparse.Namespace): What the parser of :func:`add_command`
+        args (argparse.Namespace): What the parser of :func:`add_export`
             made.
 
     Raises:

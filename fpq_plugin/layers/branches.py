@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from .quantized_layer import quantized_layers
 from .rewriting import WAY_OUT
 
 _MERGE_BRANCHES = ('switch_to_deploy', 'merge_kernel', 'reparameterize')
@@ -34,7 +33,8 @@ def refuse_reparameterizing(model: nn.Module) -> None:
     """
     for module in model.modules():
         methods = _methods(module, _FUSE)
-        if methods and quantized_layers(module):
+        if methods and any(isinstance(part, KeepsItsWeight)
+                           for part in module.modules()):
             for name in methods:
                 vars(module).setdefault(
                     name, functools.partial(_refuse_to_fuse, name))

@@ -1,4 +1,4 @@
-"""A fake quantizer's integers, bits and stages, and the ranges that they cover."""
+"""A fake quantizer's integers, bits and stages, and the ranges for them."""
 
 from __future__ import annotations
 
