@@ -3,11 +3,6 @@
 from .attention_products import AttentionProducts
 from .attention_projections import InProjection, QuantizedInProjection
 from .backends import Backend, get_backend, register_backend
-from .branches import (
-    allow_reparameterizing,
-    branches,
-    refuse_reparameterizing,
-)
 from .computed_weights import copy_module, find_weight, read_weight, sources
 from .conv_linear import (
     QuantizedConv1d,
@@ -25,7 +20,13 @@ from .quantized_layer import (
     quantized_layers,
     register_layer,
 )
-from .rewriting import refuse_bypassing, refuse_lazy
+from .rewriting import (
+    allow_reparameterizing,
+    branches,
+    refuse_bypassing,
+    refuse_lazy,
+    refuse_reparameterizing,
+)
 from .routing import (
     register_attention,
     register_weight_reader,
