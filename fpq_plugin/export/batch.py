@@ -18,8 +18,8 @@ import onnx_ir as ir
 from torch import Tensor, nn
 
 from ..quantizers import Quantizer
-from .images import WAY_OUT, some_images
 from .lowering import array_of, is_constant
+from .parity import WAY_OUT, some_images
 from .rewriting import add_constant, read_graph
 from .tracing import trace
 

@@ -26,7 +26,6 @@ from ..quantizers import Quantizer
 from .batch import TRACED_SIZES, trace_any_batch
 from .engines import ONNXRUNTIME, Engine
 from .folding import Bias, fold_batch_norm, lower_biases
-from .images import some_images
 from .integers import integer_grid
 from .lowering import (
     find_weights,
@@ -36,6 +35,7 @@ from .lowering import (
     number_of,
     store_weights,
 )
+from .parity import some_images
 from .rewriting import finish_graph, read_graph
 from .tracing import TRACED_OPSET
 

@@ -27,8 +27,15 @@ from ..layers import quantized_layers
 from ..options import FLOAT_BITS
 from ..version import __version__
 from .engines import ONNXRUNTIME, Engine, engine_of
-from .images import OTHER_SIZES, alike, compare_batch_of, rebatched
-from .parity import TOLERANCE, Batch, measure_parity
+from .parity import (
+    OTHER_SIZES,
+    TOLERANCE,
+    Batch,
+    alike,
+    compare_batch_of,
+    measure_parity,
+    rebatched,
+)
 from .report import ExportedLayer, ExportReport, Latency
 from .targets import Target, register_target
 

@@ -9,8 +9,8 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from fpq_plugin.export import ParityError, export_onnx
-from fpq_plugin.export.images import rebatched, some_images
 from fpq_plugin.export.onnx_file import check_onnx
+from fpq_plugin.export.parity import rebatched, some_images
 
 SIZES = (1, 2, 4, 8)
 
