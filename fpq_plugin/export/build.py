@@ -23,7 +23,6 @@ from onnx import version_converter
 from torch import Tensor, nn
 
 from ..quantizers import Quantizer
-from .batch import TRACED_SIZES, trace_any_batch
 from .engines import ONNXRUNTIME, Engine
 from .folding import Bias, fold_batch_norm, lower_biases
 from .integers import integer_grid
@@ -37,7 +36,7 @@ from .lowering import (
 )
 from .parity import some_images
 from .rewriting import finish_graph, read_graph
-from .tracing import TRACED_OPSET
+from .tracing import TRACED_OPSET, TRACED_SIZES, trace_any_batch
 
 
 def refuse_unexportable(model: nn.Module,
