@@ -189,8 +189,7 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
             tolerance: float, source: dict[str, str], unsigned: bool,
             engine: Engine, batch_size: int | None) -> ExportReport:
     from .build import build_float_onnx, trace_model
-    from .engine_check import refuse_unfit_for
-    from .runtime import latencies, open_session
+    from .runtime import latencies, open_session, refuse_unfit_for
 
     if batch_size is not None:
         batches = rebatched(batches, batch_size)

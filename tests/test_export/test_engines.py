@@ -10,13 +10,13 @@ from torch import nn
 
 from fpq_plugin.export import export_onnx
 from fpq_plugin.export.build import build_onnx
-from fpq_plugin.export.engine_check import refuse_unfit_for
 from fpq_plugin.export.engines import (
     ONNXRUNTIME,
     TENSORRT,
     engine_of,
     register_engine,
 )
+from fpq_plugin.export.runtime import refuse_unfit_for
 
 SYMMETRIC = dict(bits=8, symmetric=True)
 
