@@ -119,7 +119,7 @@ def run_analysis(args: argparse.Namespace) -> None:
         seconds=round(time.perf_counter() - start, 1))
     (args.out / 'analysis.json').write_text(json.dumps(study) + '\n')
     # After the JSON, so that no number is lost to a picture.
-    from .report import draw_all, write_report
+    from .analysis.report import draw_all, write_report
     pictures = draw_all(study, args.out)
     write_report(study, pictures, args.out / 'report.html')
     print(f'written: {args.out}/report.html, analysis.json and '

@@ -1,4 +1,4 @@
-"""The exported model held against the trained one: on which images, and how."""
+"""The exported model held against the trained one, and on which images."""
 
 from __future__ import annotations
 

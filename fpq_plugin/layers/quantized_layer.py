@@ -1,4 +1,4 @@
-"""The mixin that quantizes a layer in place; convolutions and linear layers."""
+"""The mixin that quantizes a layer in place: convolutions, linear layers."""
 
 from __future__ import annotations
 
