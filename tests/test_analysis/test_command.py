@@ -8,7 +8,7 @@ import sys
 import pytest
 from runs import ROOT, write_config
 
-from fpq_plugin.analysis.command import add_command, command_line, main
+from fpq_plugin.cli import add_command, command_line, main
 
 FULL = 'fashion_mnist/resnet_fp.py'
 PICTURES = {

@@ -14,7 +14,7 @@ from runs import config, train
 
 from fpq_plugin import load_model
 from fpq_plugin._compat.files import load_file
-from fpq_plugin.analysis.command import main as analyse
+from fpq_plugin.cli import main as analyse
 from fpq_plugin.openmmlab.export_run import export_checkpoint
 
 REASON = r'read safely: it holds \w+\.mkdir, .* If you trust the file, save'
