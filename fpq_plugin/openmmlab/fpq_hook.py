@@ -29,6 +29,7 @@ from ..state import (
 )
 from ..version import __version__
 from .calibration import calibrate_run
+from .checkpoints import complete, quantizers_of, refuse_averaged_part
 from .export_run import ExportAtEnd
 from .guards import refuse_non_finite
 from .model_families import convert_mm_model, unwrap
@@ -46,7 +47,6 @@ from .runs import (
     refuse_other_runner,
     refuse_unfit_training,
 )
-from .stored import complete, quantizers_of, refuse_averaged_part
 from .teacher import TeacherOfRun, full_precision_of
 from .training_session import TrainingSession, undistilled
 

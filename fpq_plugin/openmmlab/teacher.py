@@ -24,7 +24,7 @@ from ..state import (
     quantizer_state,
     refuse_other_architecture,
 )
-from .starting import starts_from_teacher
+from .checkpoints import starts_from_teacher
 
 
 def copy_float(model: nn.Module) -> nn.Module:

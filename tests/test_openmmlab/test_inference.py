@@ -15,7 +15,7 @@ from small_runs import Three, config, start, train
 from fpq_plugin import load_model
 from fpq_plugin.analysis.trained_models import load_trained_models
 from fpq_plugin.export import export_checkpoint
-from fpq_plugin.openmmlab.stored import quantizers_of
+from fpq_plugin.openmmlab.checkpoints import quantizers_of
 
 OTHERS = {
     'DoReFa': (dict(weight=dict(type='DoReFaFakeQuantize', bits=4)),
