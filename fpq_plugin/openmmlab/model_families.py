@@ -20,7 +20,7 @@ from ..layers.routing import register_names
 from ..options import matches
 from ..recipe import Recipe
 from ..wrappers import refuse_wrapped
-from .averages import frozen_twins, refuse_averaged
+from .guards import frozen_twins, refuse_averaged
 
 register_names(
     weight_readers=[

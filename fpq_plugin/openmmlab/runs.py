@@ -14,8 +14,8 @@ from mmengine.runner import Runner
 from .._compat.versions import HAS_CUSTOM_OPS
 from ..options import type_name
 from ..wrappers import find_wrapper
-from .averages import refuse_averaging_hooks
 from .config_checks import check_config
+from .guards import refuse_averaging_hooks
 from .model_families import unwrap
 
 _running: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()

@@ -13,8 +13,7 @@ from ..distillation import Distiller
 from ..layer_table import LayerTable
 from ..options import FLOAT_BITS
 from ..recipe import Recipe
-from .averages import FrozenParts
-from .guards import RunawaySteps, explain_non_finite, non_finite
+from .guards import FrozenParts, RunawaySteps, explain_non_finite, non_finite
 from .model_families import behind_proposals, is_loss_mode, teacher_forward
 
 
