@@ -43,12 +43,13 @@ from .optimizer import (
 )
 from .runs import (
     RunAware,
+    TrainingSession,
     is_training,
     refuse_other_runner,
     refuse_unfit_training,
+    undistilled,
 )
 from .teacher import TeacherOfRun, full_precision_of
-from .training_session import TrainingSession, undistilled
 
 
 @HOOKS.register_module()
