@@ -5,7 +5,7 @@ import copy
 import pytest
 from matplotlib.figure import Figure
 
-from fpq_plugin.analysis.layer_pictures import (
+from fpq_plugin.analysis.pictures import (
     draw_channel_ranges,
     draw_histograms,
     draw_layer_traces,
