@@ -6,7 +6,7 @@ from torch import nn
 
 import fpq_plugin
 from fpq_plugin.analysis import PlainBatch
-from fpq_plugin.analysis.noise import (
+from fpq_plugin.analysis.stability import (
     feature_steps,
     noisy_features,
     noisy_weights,

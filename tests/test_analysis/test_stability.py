@@ -14,7 +14,7 @@ from fpq_plugin.analysis import (
     output_variance,
 )
 from fpq_plugin.analysis.measuring import weighted_layers
-from fpq_plugin.analysis.noise import feature_steps, weight_steps
+from fpq_plugin.analysis.stability import feature_steps, weight_steps
 
 
 def test_variance_of_a_linear_model_is_its_closed_form():
