@@ -268,7 +268,7 @@ class StockQuantizer(Quantizer):
         return self
 
 
-# -- overrides ------------------------------------------------------------
+# -- the option ``let``: overrides, checked -------------------------------
 
 def refuse_let(injector: type[ExtendedInjector], let: dict[str, Any]) -> None:
     """Refuse overrides that Brevitas would ignore or stumble over.
@@ -306,7 +306,7 @@ def refuse_let(injector: type[ExtendedInjector], let: dict[str, Any]) -> None:
     refuse_unknown('let', let, sorted(known - {'self', 'args', 'kwargs'}))
 
 
-# -- what is collected of the tensors seen --------------------------------
+# -- what the quantizers collect of the tensors that they see -------------
 
 def collected(tensor_quant: nn.Module) -> dict[str, Tensor]:
     """Tensors that collecting changes, by name."""

@@ -1,4 +1,4 @@
-"""FPQ's quantizers as Brevitas calls them, LSQ for Brevitas's own layers too."""
+"""FPQ's quantizers as Brevitas calls them; LSQ as Brevitas's own."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class LayerTensorQuant(TensorQuant):
         return self._layer[0].perturbation
 
 
-# -- LSQ ------------------------------------------------------------------
+# -- LSQ as Brevitas quantizers, for Brevitas's own layers too ------------
 
 class LSQWeightTensorQuant(TensorQuant):
     """LSQ of a weight: a step per output channel, symmetric, signed.

@@ -24,7 +24,7 @@ from .export.targets import known_endings, target_of
 from .openmmlab.export_run import IMAGES, export_checkpoint
 from .version import __version__
 
-# -- export ---------------------------------------------------------------
+# -- fpq export -----------------------------------------------------------
 
 _EXPORT = """\
 Export a checkpoint that was trained with FPQHook to a file with integer
@@ -129,7 +129,7 @@ def run_export(args: argparse.Namespace) -> None:
         args.json.write_text(json.dumps(report.as_dict(), indent=1) + '\n')
 
 
-# -- analyze --------------------------------------------------------------
+# -- fpq analyze ----------------------------------------------------------
 
 ACCURACY_IMAGES = 4
 """Images that answers are counted in, for each image analysed.

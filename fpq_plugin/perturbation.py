@@ -213,7 +213,7 @@ if HAS_CUSTOM_OPS:
     _perturb_in_graph.register_autograd(lambda ctx, grad: (grad, None, None))
 
 
-# -- the place of a draw: a counter, not a state ------------------------------
+# -- the place of a draw: a counter, not a state --------------------------
 
 _MASK = (1 << 64) - 1
 

@@ -178,7 +178,7 @@ def _grains(shape: tuple[int, ...]) -> str:
     return 'per tensor' if size == 1 else f'per channel ({size} steps)'
 
 
-# -- weights ------------------------------------------------------------------
+# -- weights: read, held against a model, loaded --------------------------
 
 def bare_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint, without a data-parallel prefix.

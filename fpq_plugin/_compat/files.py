@@ -253,7 +253,7 @@ def load_file(path: str) -> dict:
     return content
 
 
-# -- writing ------------------------------------------------------------------
+# -- files that are written whole or not at all ---------------------------
 
 def write_whole(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Write a file that is there whole, or not at all, whatever happens.

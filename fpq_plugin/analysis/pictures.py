@@ -254,7 +254,7 @@ def draw_over_epochs(rows: list[dict[str, Any]], path: Path, quantity: str,
     return save(figure, path, ERROR_BARS)
 
 
-# -- layers ---------------------------------------------------------------
+# -- layers: Figs. 3 and 4, and pictures with a row for each layer --------
 
 def draw_channel_ranges(study: dict[str, Any], path: Path) -> Path:
     """Draw each channel's range as a bar and its mean as a dot."""

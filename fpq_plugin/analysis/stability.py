@@ -190,7 +190,11 @@ def _gradient_norm_and_loss(model: nn.Module, batches: Sequence[Batch],
     return torch.tensor([float(norm), mean], dtype=torch.float64)
 
 
-# -- noise of one quantization step: equation (9), and its counterpart ----
+# -- noise of one quantization step ---------------------------------------
+#
+# What FPQ trains with: stochastic feature perturbation, equation (9), and its
+# counterpart on weights. A float layer's noise has the step that 4 bits would
+# give it by equation (4).
 
 FLOAT_BITS = 4
 """Bits whose step a float layer's noise has."""

@@ -91,7 +91,7 @@ def refuse_other_shapes(student: Tensor, teacher: Tensor) -> None:
             f"the teacher's {tuple(teacher.shape)}")
 
 
-# -- CSD ----------------------------------------------------------------------
+# -- CSD: channel-wise standardization distillation -----------------------
 
 @MODELS.register_module()
 class CSDLoss(DistillationLoss):
@@ -211,7 +211,7 @@ class CSDLoss(DistillationLoss):
                 f'sync={self.sync}')
 
 
-# -- logits -------------------------------------------------------------------
+# -- the logits: the usual knowledge distillation -------------------------
 
 @MODELS.register_module()
 class LogitKD(DistillationLoss):

@@ -1,8 +1,8 @@
 """From a trained model to an ONNX model, in memory.
 
 :mod:`.tracing` traces the model with a mark in the place of each fake
-quantizer, and :mod:`.batch` sees to it that the batch size is free. The marks
-then become nodes of the standard, in this order:
+quantizer, and sees to it that the batch size is free. The marks then become
+nodes of the standard, in this order:
 
 1. :func:`.lowering.find_weights` computes the integers of the weights.
 2. :func:`.folding.fold_batch_norm` multiplies batch norms into their steps,

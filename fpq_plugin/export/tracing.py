@@ -1,4 +1,4 @@
-"""torch traces the model, with a mark where it calls a fake quantizer.
+"""torch traces the model: fake quantizers are marks, the batch size is free.
 
 While torch traces, each fake quantizer is replaced by a node
 ``fpq::FakeQuantize`` with the quantizer's number, so that the trace holds
@@ -6,7 +6,7 @@ where values are quantized and nothing of how.
 
 A trace runs the model once, and what Python computes on the way becomes a
 constant of the graph: the batch size too, where the model makes an ``int`` of
-it. :func:`trace` therefore traces twice, and :mod:`.batch` compares.
+it. :func:`trace_any_batch` therefore compares traces of other batches.
 """
 
 from __future__ import annotations
@@ -133,6 +133,12 @@ def trace(model: nn.Module,
 
 
 # -- a free batch size ----------------------------------------------------
+#
+# ``int(windows.shape[0] / 4)`` is a number in the trace, that of the batch it
+# was traced with. Traces of other batches, of other images, have another
+# number in its place. Where these numbers are ``intercept + slope * batch``,
+# the graph computes them (Swin's windows, for one), and so the length of a
+# constant that is one number throughout; where not, nothing is exported.
 
 # Two tell what depends on the batch, the third whether a line is right.
 TRACED_SIZES = (2, 3, 5)
@@ -157,9 +163,9 @@ def trace_any_batch(model: nn.Module,
 
     Args:
         model (nn.Module): Takes and returns one tensor; in eval mode.
-        quantizers (Sequence[Quantizer]): As for :func:`.tracing.trace`.
+        quantizers (Sequence[Quantizer]): As for :func:`trace`.
         example (Tensor): Images, (N, ...), any number of them.
-        marked (bool): As for :func:`.tracing.trace`. Defaults to True.
+        marked (bool): As for :func:`trace`. Defaults to True.
         batch_size (int, optional): The batch size of the graph. Defaults to
             None, a free one.
         known_free (bool): Whether nothing of the traced images is in the

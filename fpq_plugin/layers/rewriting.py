@@ -144,7 +144,10 @@ def refuse_lazy(model: nn.Module) -> None:
             'model on a batch once, then convert it')
 
 
-# -- branches: RepVGG, MobileOne, RepLKNet --------------------------------
+# -- branches that become one layer: RepVGG, MobileOne, RepLKNet ----------
+#
+# Quantized branches have steps of their own, and their sum is not that of the
+# one layer.
 
 _MERGE_BRANCHES = ('switch_to_deploy', 'merge_kernel', 'reparameterize')
 _FUSE = (*_MERGE_BRANCHES, 'fuse', 'fuse_model', 'fuse_conv_bn',

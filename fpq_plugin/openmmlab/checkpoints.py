@@ -1,4 +1,4 @@
-"""Checkpoints: a model of one, what a run starts from, and older releases'."""
+"""Checkpoints: a model from one, what a run starts from, older releases'."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def _is_pretrained(init_cfg: Any) -> bool:
         in ('Pretrained', 'PretrainedInit') for cfg in cfgs)
 
 
-# -- how the quantizers were made -----------------------------------------
+# -- how a checkpoint's quantizers were made, of older releases too -------
 
 def quantizers_of(checkpoint: Mapping[str, Any],
                   model: nn.Module) -> dict[str, dict]:

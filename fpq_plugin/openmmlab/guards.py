@@ -1,4 +1,4 @@
-"""Trainings that go wrong: stopped or warned of, by layer; averages refused."""
+"""Trainings that go wrong: stopped, and the layer named; averages refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Runner's train, val and test: refused, what a training attaches, the end."""
+"""A Runner's train, val and test: refused, what they attach, their end."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def _refuse_unsavable_optimizer(runner: Runner) -> None:
             'ever. Set default_hooks.checkpoint.save_optimizer=False')
 
 
-# -- what one training attaches -------------------------------------------
+# -- what one training attaches, and lets go of at its end ----------------
 
 class TrainingSession:
     """SFP's clock, the distiller and the guards, around each forward.

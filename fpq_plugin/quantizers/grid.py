@@ -80,7 +80,7 @@ def check_bits(bits: int) -> None:
                          f'{MAX_BITS}, got {bits!r}')
 
 
-# -- ranges -------------------------------------------------------------------
+# -- ranges: shrunk to the least error, and those of zeros ----------------
 
 OBSERVERS = ('min_max', 'mse')
 # Shares of the full range that are tried.
