@@ -6,12 +6,7 @@ import onnx
 import pytest
 import torch
 from brevitas.graph.calibrate import calibration_mode
-from brevitas.nn import (
-    QuantConv2d,
-    QuantIdentity,
-    QuantLinear,
-    QuantReLU,
-)
+from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
 from brevitas.quant import (
     Int8ActPerTensorFloat,
     Int8WeightPerChannelFloat,
