@@ -21,7 +21,7 @@ from fpq_plugin._compat.files import (
     remove_parts,
     write_whole,
 )
-from fpq_plugin.cli import main as analyse
+from fpq_plugin.cli import main_analysis as analyse
 from fpq_plugin.openmmlab.export_run import export_checkpoint
 
 REASON = r'read safely: it holds \w+\.mkdir, .* If you trust the file, save'
