@@ -320,7 +320,7 @@ def digest(path: Path) -> str:
     """Hash of all that a checkpoint holds for the training to go on."""
     import torch
 
-    from fpq_plugin._compat.safe_loading import load_file
+    from fpq_plugin._compat.files import load_file
 
     found = hashlib.sha256()
 
@@ -345,7 +345,7 @@ def digest(path: Path) -> str:
 
 def is_whole(path: Path) -> bool:
     """Whether a file can be read to its end."""
-    from fpq_plugin._compat.safe_loading import load_file
+    from fpq_plugin._compat.files import load_file
 
     try:
         if path.suffix == '.pth':

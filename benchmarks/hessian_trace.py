@@ -31,7 +31,7 @@ from fpq_plugin.analysis.batches import (
     preprocessed,
 )
 from fpq_plugin.analysis.measuring import weighted_layers
-from fpq_plugin.analysis.noise import weight_steps
+from fpq_plugin.analysis.stability import weight_steps
 from fpq_plugin.analysis.trained_models import (
     TrainedModel,
     load_trained_models,

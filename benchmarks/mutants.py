@@ -49,47 +49,35 @@ TESTS: dict[str, tuple[list[str], list[str]]] = {
         ['test_quantizers/test_lsq.py'],
         ['test_quantizers', 'test_compat/test_kernels.py']),
     'quantizers/lsq.py': (
-        ['test_quantizers/test_lsq.py', 'test_quantizers/test_methods.py'],
+        ['test_quantizers/test_lsq.py',
+         'test_quantizers/test_fake_quantize_function.py'],
         ['test_quantizers', *ACCUMULATION]),
     'quantizers/base_fake_quantize.py': (
         ['test_quantizers/test_base_fake_quantize.py',
          'test_quantizers/test_lsq.py'],
         ['test_quantizers', *LAYERS, 'test_calibrate.py', *EXPORT]),
-    'quantizers/ranges.py': (
-        ['test_quantizers/test_base_fake_quantize.py'],
-        ['test_quantizers', 'test_calibrate.py']),
     'quantizers/grid.py': (
-        ['test_export/test_integers.py'],
-        ['test_quantizers', *EXPORT]),
+        ['test_quantizers/test_base_fake_quantize.py',
+         'test_export/test_integers.py'],
+        ['test_quantizers', 'test_calibrate.py', *EXPORT]),
     'quantizers/pact_dorefa.py': (
-        ['test_quantizers/test_methods.py'],
+        ['test_quantizers/test_pact_dorefa.py',
+         'test_quantizers/test_fake_quantize_function.py'],
         ['test_quantizers', 'test_param_groups.py']),
-    'perturbation/noise.py': (
-        ['test_perturbation/test_noise.py'],
-        ['test_perturbation', *LAYERS]),
-    'perturbation/noise_clock.py': (
-        ['test_perturbation/test_noise_clock.py',
-         'test_perturbation/test_noise.py'],
-        ['test_perturbation']),
-    'distillation/csd.py': (
-        ['test_distillation/test_csd.py'], ['test_distillation']),
+    'perturbation.py': (['test_perturbation.py'], LAYERS),
+    'distillation/losses.py': (
+        ['test_distillation/test_losses.py'], ['test_distillation']),
     'distillation/csd_function.py': (
-        ['test_distillation/test_csd.py',
-         'test_distillation/test_csd_guards.py'],
+        ['test_distillation/test_losses.py',
+         'test_distillation/test_csd_function.py'],
         ['test_distillation', 'test_compat/test_kernels.py']),
-    'distillation/logits.py': (
-        ['test_distillation/test_logits.py'], ['test_distillation']),
     'calibrate.py': (
         ['test_calibrate.py'],
         ['test_openmmlab/test_calibration.py', *LAYERS]),
-    'state/quantization.py': (
+    'state.py': (
         ['test_state.py'],
         ['test_openmmlab/test_teacher.py',
-         'test_openmmlab/test_bad_input.py']),
-    'state/weights.py': (
-        ['test_state.py'],
-        ['test_openmmlab/test_teacher.py', 'test_openmmlab/test_inference.py',
-         'test_openmmlab/test_bad_input.py']),
+         'test_openmmlab/test_checkpoints.py']),
     'export/integers.py': (['test_export/test_integers.py'], EXPORT),
     'export/lowering.py': (
         ['test_export/test_lowering.py'], ['test_export']),

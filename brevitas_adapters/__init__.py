@@ -13,8 +13,8 @@ from .adopt import adopt, float_twin
 from .backend import register_injector
 from .convolutions import BrevitasConv2d
 from .layers import BrevitasLayer, BrevitasLinear
-from .lsq import LSQActPerTensor, LSQWeightPerChannel
 from .stock import StockQuantizer
+from .tensor_quant import LSQActPerTensor, LSQWeightPerChannel
 
 __all__ = [
     'BrevitasConv2d', 'BrevitasLayer', 'BrevitasLinear', 'LSQActPerTensor',

@@ -22,9 +22,12 @@ from fpq_plugin.layers.computed_weights import (
 from fpq_plugin.quantizers import Quantizer
 
 from .backend import BREVITAS
-from .lsq import LSQActPerTensor, LSQWeightPerChannel
 from .stock import StockQuantizer
-from .tensor_quant import LayerTensorQuant
+from .tensor_quant import (
+    LayerTensorQuant,
+    LSQActPerTensor,
+    LSQWeightPerChannel,
+)
 
 _PROXIES = ('weight_quant', 'input_quant', 'bias_quant', 'output_quant')
 

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from brevitas.core.function_wrapper import RoundSte
 from brevitas.core.quant import RescalingIntQuant
-from brevitas.graph.calibrate import finalize_collect_stats
+from brevitas.core.stats import _RuntimeStats
+from brevitas.graph.calibrate import (
+    extend_collect_stats_steps,
+    finalize_collect_stats,
+    set_collect_stats_to_average,
+)
 from brevitas.inject import ExtendedInjector
+from brevitas.nn import QuantLinear
+from brevitas.proxy import WeightQuantProxyFromInjector
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
+from fpq_plugin._compat.restoring import same_randomness
+from fpq_plugin.options import refuse_unknown
 from fpq_plugin.quantizers import (
     Grid,
     Quantizer,
@@ -20,15 +31,6 @@ from fpq_plugin.quantizers import (
     lasting,
     weight_to_come,
 )
-
-from .collecting import (
-    collected,
-    copies,
-    outlive_inference_mode,
-    restart,
-    running_stats,
-)
-from .overrides import refuse_let
 
 
 class StockQuantizer(Quantizer):
@@ -264,3 +266,107 @@ class StockQuantizer(Quantizer):
             for name, stats in self._running.items():
                 self._buffers[f'{name}_running_stats'] = stats.running_stats
         return self
+
+
+# -- the option ``let``: overrides, checked -------------------------------
+
+def refuse_let(injector: type[ExtendedInjector], let: dict[str, Any]) -> None:
+    """Refuse overrides that Brevitas would ignore or stumble over.
+
+    Args:
+        injector (type): The Brevitas quantizer.
+        let (dict): The overrides.
+
+    Raises:
+        ValueError: Naming the override.
+    """
+    if 'bit_width' in let:
+        raise ValueError("let: the bit width is the option 'bits'")
+    of_weight = injector.proxy_class is WeightQuantProxyFromInjector
+    part = 'weight_quant' if of_weight else 'input_quant'
+    try:
+        with same_randomness():
+            layer = QuantLinear(1, 1, **{
+                'weight_quant': None, part: injector.let(**let)})
+    except Exception as error:  # Brevitas has no error of its own for these
+        raise ValueError(f'let={let!r}: Brevitas refuses it: {error}'
+                         ) from error
+    proxy = getattr(layer, part)
+    built = (proxy.tensor_quant if of_weight else
+             proxy.fused_activation_quant_proxy.tensor_quant)
+    if not isinstance(built, RescalingIntQuant):
+        raise ValueError(f'let={let!r}: FPQ takes quantizers to integers, and '
+                         f'this makes {type(built).__name__}')
+    known = {
+        name
+        for module in built.modules()
+        for name in inspect.signature(type(module).__init__).parameters
+    }
+    known.update(name for name in let if name in injector)
+    refuse_unknown('let', let, sorted(known - {'self', 'args', 'kwargs'}))
+
+
+# -- what the quantizers collect of the tensors that they see -------------
+
+def collected(tensor_quant: nn.Module) -> dict[str, Tensor]:
+    """Tensors that collecting changes, by name."""
+    return {
+        f'{name}.{key}': getattr(module, key)
+        for name, module in tensor_quant.named_modules()
+        if _collects(module) or isinstance(module, _RuntimeStats)
+        for key in ('value', 'buffer', 'running_stats')
+        if hasattr(module, key)
+    }
+
+
+def running_stats(tensor_quant: nn.Module) -> dict[str, nn.Module]:
+    """Modules with statistics that training goes on to collect, by name."""
+    return {
+        name.replace('.', '_'): module
+        for name, module in tensor_quant.named_modules()
+        if isinstance(module, _RuntimeStats)
+    }
+
+
+def restart(tensor_quant: nn.Module, fresh: dict[str, Tensor]) -> None:
+    """Statistics as Brevitas built them, a true average over all tensors.
+
+    Args:
+        tensor_quant (nn.Module): Brevitas's module.
+        fresh (dict[str, Tensor]): What :func:`collected` was at first.
+    """
+    for name, value in collected(tensor_quant).items():
+        value.copy_(fresh[name])
+    for module in tensor_quant.modules():
+        if hasattr(module, 'collect_stats_steps') or isinstance(
+                module, _RuntimeStats):
+            module.counter = 0
+        if hasattr(module, 'init_done'):
+            module.init_done = False
+        if hasattr(module, 'internal_candidate'):
+            module.internal_candidate = None
+    tensor_quant.apply(extend_collect_stats_steps)
+    tensor_quant.apply(set_collect_stats_to_average)
+
+
+def _collects(module: nn.Module) -> bool:
+    return hasattr(module, 'collect_stats_steps') or hasattr(
+        module, 'init_done')
+
+
+@lasting
+def outlive_inference_mode(module: nn.Module) -> None:
+    """Make normal tensors of those that Brevitas made in inference mode."""
+    for part in module.modules():
+        for name, value in part._parameters.items():
+            if value is not None and value.is_inference():
+                part._parameters[name] = nn.Parameter(value.clone())
+        for name, value in part._buffers.items():
+            if value is not None and value.is_inference():
+                part._buffers[name] = value.clone()
+
+
+@lasting
+def copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, detached, by name."""
+    return {name: value.detach().clone() for name, value in tensors.items()}

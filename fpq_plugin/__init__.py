@@ -24,8 +24,8 @@ from .layers import (
     register_layer,
     register_weight_reader,
 )
+from .openmmlab.checkpoints import load_model, refuse_latent_weights
 from .openmmlab.fpq_hook import FPQHook
-from .openmmlab.inference import load_model, refuse_latent_weights
 from .openmmlab.runs import after_run, before_run
 from .param_groups import param_groups
 from .perturbation import (

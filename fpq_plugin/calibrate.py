@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ._compat.restoring import kept_modes
+from .convert import refuse_wrapped
 from .layers import quantized_layers
 from .quantizers import (
     Quantizer,
@@ -22,7 +23,6 @@ from .quantizers import (
     named_quantizers,
     observing,
 )
-from .wrappers import refuse_wrapped
 
 
 def uninitialized(model: nn.Module) -> dict[str, Quantizer]:

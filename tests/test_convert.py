@@ -1,11 +1,13 @@
-"""Conversion: what is swapped, what stays, what is refused."""
+"""Conversion: what is swapped, what stays, what is refused, wrapped or not."""
 
 import copy
 import functools
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import fpq_plugin
 from fpq_plugin import LSQFakeQuantize, QuantizedLayer, calibrate, to_float
@@ -329,3 +331,55 @@ def test_an_inner_layer_is_last_when_the_head_is_left_out(convert):
     table = convert(net(), skip=['7'])
     assert [r.why for r in table] == [
         'first layer', 'default', 'last of those that are left', "skip '7'"]
+
+
+@pytest.fixture
+def gloo(tmp_path):
+    dist.init_process_group(
+        'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def small():
+    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def compiled_in_place(model):
+    model.compile()
+    return model
+
+
+def part(model):
+    model[0] = DistributedDataParallel(model[0])
+    return model
+
+
+WRAPPERS = dict(
+    DistributedDataParallel=DistributedDataParallel,
+    DataParallel=nn.DataParallel,
+    OptimizedModule=torch.compile)
+WRAPPERS['0 is wrapped by DistributedDataParallel'] = part
+if hasattr(nn.Module, 'compile'):
+    WRAPPERS['torch.compile'] = compiled_in_place
+
+
+@pytest.mark.parametrize('name', WRAPPERS)
+def test_convert_refuses_by_the_wrappers_name(gloo, name):
+    wrapped = WRAPPERS[name](small())
+    before = {k: v.clone() for k, v in wrapped.state_dict().items()}
+    with pytest.raises(ValueError, match=f'convert: .*{name}'):
+        fpq_plugin.convert(wrapped)
+    assert not quantized_layers(wrapped)
+    assert wrapped.state_dict().keys() == before.keys()
+
+
+@pytest.mark.parametrize('name', WRAPPERS)
+def test_calibrate_does_too(gloo, name):
+    model = small()
+    fpq_plugin.convert(model)
+    wrapped = WRAPPERS[name](model)
+    with pytest.raises(ValueError, match=f'calibrate: .*{name}'):
+        calibrate(wrapped, [torch.randn(8, 4)])
+    assert not any(layer.weight_quantizer.is_initialized()
+                   for layer in quantized_layers(wrapped).values())

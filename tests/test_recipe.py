@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine import Config
 from mmengine.registry import MODELS
+from mmengine.runner import Runner
 from torch import nn
 
 from fpq_plugin import (
@@ -188,3 +189,45 @@ def test_a_loss_of_ones_own(monkeypatch):
     loss, = Recipe(distillation=dict(type='Distance',
                                      loss_weight=2.0)).losses()
     assert loss(torch.zeros(3, 2), torch.ones(3, 2), -1) == 2
+
+
+@pytest.mark.parametrize(('option', 'message'), [
+    (dict(weight=dict(bits=1)), 'fpq.weight.bits: must be an integer'),
+    (dict(activation=dict(bits=9)), 'fpq.activation.bits: must be an integer'),
+    (dict(perturbation=dict(p=1.2)), 'fpq.perturbation.p: must be a prob'),
+    (dict(perturbation=dict(q=1)), "perturbation: unknown option 'q'"),
+    (dict(distillation=dict(weight=1)), "distillation: unknown option 'weig"),
+    (dict(distillation=dict(type='KD')), "distillation.type: 'KD' is not"),
+    (dict(distillation=dict(type='LSQFakeQuantize', bits=4)),
+     "distillation.type: 'LSQFakeQuantize' is no class of kind Distillat"),
+    (dict(weight=dict(type='CSDLoss', bits=4)),
+     "weight.type: 'CSDLoss' is no class of kind Quantizer"),
+    (dict(activation=dict(type='StochasticFeaturePerturbation')),
+     "activation.type: 'StochasticFeaturePerturbation' is no class of kind"),
+    (dict(activation=dict(type=5)), 'activation.type: 5 is no class of kind'),
+    (dict(perturbation=dict(type='LSQFakeQuantize', bits=4)),
+     "'LSQFakeQuantize' is no class of kind StochasticFea"),
+    (dict(overrides=dict(x=dict(weight=dict(type='CSDLoss')))),
+     r"overrides\['x'\].weight.type: 'CSDLoss' is no class of kind Quantizer"),
+    (dict(weigth=None), "fpq: unknown option 'weigth'. Did you mean 'weight'"),
+    (dict(backend='tensorrt'), "backend: must be 'brevitas' or 'torch_"),
+    (dict(calibration=dict(num_images=0)), 'must be a positive integer'),
+    (dict(calibration=dict(images=5)), "fpq.calibration: unknown option"),
+    (dict(scale_lr_mult=-1), 'fpq.scale_lr_mult: must be a number >= 0'),
+])
+def test_options_are_refused_when_the_runner_is_built(option, message,
+                                                      backend):
+    with pytest.raises(ValueError, match=message):
+        FPQHook(**{'backend': backend, **option})
+
+
+def test_a_wrong_value_stops_the_runner_and_leaves_the_work_dir(
+        fpq_config, tmp_path):
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    (folder / 'epoch_1.pth').write_bytes(b'kept')
+    cfg = fpq_config(fpq__perturbation=dict(p=1.2))
+    with pytest.raises(ValueError, match='fpq.perturbation.p: must be'):
+        Runner.from_cfg(cfg)
+    assert (folder / 'epoch_1.pth').read_bytes() == b'kept'
+    assert not list(folder.glob('*.py'))

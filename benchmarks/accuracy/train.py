@@ -17,7 +17,7 @@ from mmengine import Config
 from mmengine.runner import Runner
 
 import fpq_plugin
-from fpq_plugin._compat.safe_loading import load_file
+from fpq_plugin._compat.files import load_file
 from fpq_plugin.openmmlab.teacher import fingerprint
 from fpq_plugin.state import bare_state
 

@@ -26,9 +26,8 @@ from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
 from mmengine.runner import checkpoint as checkpoints
 from torch import Tensor, nn
 
-from .safe_loading import reading_data_only, types_of_mmengine
+from .files import reading_data_only, types_of_mmengine, write_whole
 from .versions import WEIGHTS_ONLY_TAKES_NAMES
-from .whole_files import write_whole
 
 
 def install(

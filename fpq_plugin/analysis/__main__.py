@@ -1,6 +1,6 @@
 """``python -m fpq_plugin.analysis``, the same as ``fpq analyze``."""
 
-from .command import main
+from ..cli import main_analysis
 
 if __name__ == '__main__':
-    main()
+    main_analysis()

@@ -8,19 +8,17 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .layer_pictures import (
+from .measuring import Estimate
+from .pictures import (
     draw_channel_ranges,
     draw_histograms,
     draw_layer_traces,
-    draw_sqnr,
-)
-from .measuring import Estimate
-from .pictures import (
     draw_noise_gradient,
     draw_output_variance,
     draw_slice_1d,
     draw_slices_2d,
     draw_spectrum,
+    draw_sqnr,
     draw_trace,
     last_of_runs,
 )

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from mmengine import Config
 from torch import nn
 
-from .._compat.safe_loading import load_file
+from .._compat.files import load_file
 from ..calibrate import calibrate
 from ..layers import quantized_layers
+from ..openmmlab.checkpoints import load_model
 from ..openmmlab.config_checks import recipe_of
-from ..openmmlab.inference import load_model
 from ..openmmlab.model_families import convert_mm_model
 from .batches import Batch
 from .measuring import left_unchanged

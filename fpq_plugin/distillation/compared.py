@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..layers import quantized_layers, route
 from ..options import matches
-from .base import DistillationLoss
+from .losses import DistillationLoss
 
 WAY_OUT = ("name the layer of the logits by the loss's option layer, as "
            "distillation=dict(type='LogitKD', layer='head.fc')")

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from .._compat.versions import is_compiling
 from ..layers import quantized_layers, unroute
 from ..options import matches
-from .base import DistillationLoss
 from .compared import (
     Tally,
     frozen_layers,
@@ -22,6 +21,7 @@ from .compared import (
     refuse_uncalled,
     values_of,
 )
+from .losses import DistillationLoss
 
 
 class Distiller:

@@ -1,8 +1,8 @@
 """From a trained model to an ONNX model, in memory.
 
 :mod:`.tracing` traces the model with a mark in the place of each fake
-quantizer, and :mod:`.batch` sees to it that the batch size is free. The marks
-then become nodes of the standard, in this order:
+quantizer, and sees to it that the batch size is free. The marks then become
+nodes of the standard, in this order:
 
 1. :func:`.lowering.find_weights` computes the integers of the weights.
 2. :func:`.folding.fold_batch_norm` multiplies batch norms into their steps,
@@ -23,10 +23,8 @@ from onnx import version_converter
 from torch import Tensor, nn
 
 from ..quantizers import Quantizer
-from .batch import TRACED_SIZES, trace_any_batch
 from .engines import ONNXRUNTIME, Engine
 from .folding import Bias, fold_batch_norm, lower_biases
-from .images import some_images
 from .integers import integer_grid
 from .lowering import (
     find_weights,
@@ -36,8 +34,9 @@ from .lowering import (
     number_of,
     store_weights,
 )
+from .parity import some_images
 from .rewriting import finish_graph, read_graph
-from .tracing import TRACED_OPSET
+from .tracing import TRACED_OPSET, TRACED_SIZES, trace_any_batch
 
 
 def refuse_unexportable(model: nn.Module,

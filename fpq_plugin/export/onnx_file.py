@@ -21,14 +21,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from .._compat.files import write_whole
 from .._compat.restoring import kept_modes
-from .._compat.whole_files import write_whole
 from ..layers import quantized_layers
 from ..options import FLOAT_BITS
 from ..version import __version__
 from .engines import ONNXRUNTIME, Engine, engine_of
-from .images import OTHER_SIZES, alike, compare_batch_of, rebatched
-from .parity import TOLERANCE, Batch, measure_parity
+from .parity import (
+    OTHER_SIZES,
+    TOLERANCE,
+    Batch,
+    alike,
+    compare_batch_of,
+    measure_parity,
+    rebatched,
+)
 from .report import ExportedLayer, ExportReport, Latency
 from .targets import Target, register_target
 
@@ -182,8 +189,7 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
             tolerance: float, source: dict[str, str], unsigned: bool,
             engine: Engine, batch_size: int | None) -> ExportReport:
     from .build import build_float_onnx, trace_model
-    from .engine_check import refuse_unfit_for
-    from .runtime import latencies, open_session
+    from .runtime import latencies, open_session, refuse_unfit_for
 
     if batch_size is not None:
         batches = rebatched(batches, batch_size)

@@ -3,29 +3,28 @@
 from .attention_products import AttentionProducts
 from .attention_projections import InProjection, QuantizedInProjection
 from .backends import Backend, get_backend, register_backend
-from .branches import (
-    allow_reparameterizing,
-    branches,
-    refuse_reparameterizing,
-)
 from .computed_weights import copy_module, find_weight, read_weight, sources
-from .conv_linear import (
+from .derived_layers import quantized_type, why_float
+from .quantized_layer import (
     QuantizedConv1d,
     QuantizedConv2d,
     QuantizedConv3d,
     QuantizedConvTranspose1d,
     QuantizedConvTranspose2d,
     QuantizedConvTranspose3d,
-    QuantizedLinear,
-)
-from .derived_layers import quantized_type, why_float
-from .quantized_layer import (
     QuantizedLayer,
+    QuantizedLinear,
     quantizable_types,
     quantized_layers,
     register_layer,
 )
-from .rewriting import refuse_bypassing, refuse_lazy
+from .rewriting import (
+    allow_reparameterizing,
+    branches,
+    refuse_bypassing,
+    refuse_lazy,
+    refuse_reparameterizing,
+)
 from .routing import (
     register_attention,
     register_weight_reader,

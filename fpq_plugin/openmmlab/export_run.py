@@ -21,7 +21,7 @@ from ..export import ExportReport
 from ..export.parity import TOLERANCE, Batch, with_progress
 from ..export.targets import target_of
 from ..recipe import Recipe
-from .inference import load_model
+from .checkpoints import load_model
 
 
 def ordered_images(cfg: Config) -> DataLoader:

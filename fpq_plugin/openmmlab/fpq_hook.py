@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from .._compat.whole_files import remove_parts
+from .._compat.files import remove_parts
 from ..calibrate import leave_uncalled, uninitialized
 from ..layer_table import LayerTable
 from ..layers import quantized_layers
@@ -30,6 +30,7 @@ from ..state import (
 from ..version import __version__
 from .baselines import Baselines, tell_of_high_rate
 from .calibration import calibrate_run
+from .checkpoints import complete, quantizers_of, refuse_averaged_part
 from .export_run import ExportAtEnd
 from .guards import refuse_non_finite
 from .model_families import convert_mm_model, unwrap
@@ -43,13 +44,13 @@ from .optimizer import (
 )
 from .runs import (
     RunAware,
+    TrainingSession,
     is_training,
     refuse_other_runner,
     refuse_unfit_training,
+    undistilled,
 )
-from .stored import complete, quantizers_of, refuse_averaged_part
 from .teacher import TeacherOfRun, full_precision_of
-from .training_session import TrainingSession, undistilled
 
 
 @HOOKS.register_module()

@@ -14,13 +14,13 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
 
 from .._compat.restoring import same_randomness
+from ..convert import refuse_wrapped
 from ..layer_table import LayerTable
 from ..layers import Backend, get_backend, quantized_type
 from ..layers.routing import register_names
 from ..options import matches
 from ..recipe import Recipe
-from ..wrappers import refuse_wrapped
-from .averages import frozen_twins, refuse_averaged
+from .guards import frozen_twins, refuse_averaged
 
 register_names(
     weight_readers=[

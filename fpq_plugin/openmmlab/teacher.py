@@ -13,8 +13,7 @@ from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from .._compat.safe_loading import load_file
-from .._compat.whole_files import write_whole
+from .._compat.files import load_file, write_whole
 from ..convert import to_float
 from ..layers import copy_module
 from ..state import (
@@ -25,7 +24,7 @@ from ..state import (
     quantizer_state,
     refuse_other_architecture,
 )
-from .starting import starts_from_teacher
+from .checkpoints import starts_from_teacher
 
 
 def copy_float(model: nn.Module) -> nn.Module:

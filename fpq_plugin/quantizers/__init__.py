@@ -3,12 +3,11 @@
 from .base_fake_quantize import BaseFakeQuantize
 from .description import KEY, describe, differences
 from .fake_quantize_function import fake_quantize, positive_step
-from .grid import Grid, Stage, along_channels, check_bits
+from .grid import Grid, Stage, along_channels, check_bits, weight_to_come
 from .lsq import LogLSQFakeQuantize, LSQFakeQuantize, LSQPlusFakeQuantize
 from .of_model import full_precision, named_quantizers, observing
 from .pact_dorefa import DoReFaFakeQuantize, PACTFakeQuantize
 from .quantizer import Quantizer, lasting
-from .ranges import weight_to_come
 from .torch_ao import TorchAOFakeQuantize
 
 __all__ = [

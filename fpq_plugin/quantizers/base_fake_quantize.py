@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.ao.quantization import FakeQuantizeBase
 
 from .fake_quantize_function import STEP_FLOOR, fake_quantize
-from .grid import MAX_BITS, Grid, Stage
+from .grid import MAX_BITS, OBSERVERS, Grid, Stage, fill_zeros, mse_range
 from .quantizer import Quantizer, lasting
-from .ranges import OBSERVERS, fill_zeros, mse_range
 
 
 class BaseFakeQuantize(Quantizer, FakeQuantizeBase):

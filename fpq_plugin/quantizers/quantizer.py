@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from .._compat.tracing import is_exporting, whole_call
 from .description import KEY, describe, differences
-from .grid import Grid, Stage, along_channels, check_bits
-from .ranges import weight_to_come
+from .grid import Grid, Stage, along_channels, check_bits, weight_to_come
 
 F = TypeVar('F', bound=Callable[..., Any])
 

@@ -13,9 +13,8 @@ from torch.ao.quantization import (
 )
 
 from .._compat.tracing import is_exporting
-from .grid import Grid, Stage
+from .grid import Grid, Stage, fill_zeros
 from .quantizer import Quantizer, lasting
-from .ranges import fill_zeros
 
 
 @MODELS.register_module()

@@ -16,7 +16,7 @@ from mmengine import Config
 from mmengine.runner import Runner
 from sklearn.datasets import load_digits
 
-from fpq_plugin._compat.safe_loading import load_file
+from fpq_plugin._compat.files import load_file
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'mm_configs'

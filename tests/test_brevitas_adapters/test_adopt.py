@@ -6,12 +6,7 @@ import onnx
 import pytest
 import torch
 from brevitas.graph.calibrate import calibration_mode
-from brevitas.nn import (
-    QuantConv2d,
-    QuantIdentity,
-    QuantLinear,
-    QuantReLU,
-)
+from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
 from brevitas.quant import (
     Int8ActPerTensorFloat,
     Int8WeightPerChannelFloat,
@@ -30,7 +25,7 @@ from brevitas_adapters import (
 )
 from fpq_plugin import CSDLoss, Distiller, QuantizedLayer, calibrate
 from fpq_plugin.analysis import PlainBatch, noise_gradient_norm
-from fpq_plugin.analysis.noise import feature_steps
+from fpq_plugin.analysis.stability import feature_steps
 from fpq_plugin.calibrate import uninitialized
 from fpq_plugin.convert import noise_clock
 from fpq_plugin.export import export_onnx

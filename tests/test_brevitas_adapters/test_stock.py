@@ -1,9 +1,11 @@
-"""Brevitas's stock quantizers under FPQ."""
+"""Brevitas's stock quantizers under FPQ: values, overrides, statistics."""
 
 import copy
 
 import pytest
 import torch
+from brevitas import quant
+from brevitas.graph.calibrate import calibration_mode
 from brevitas.inject import ExtendedInjector
 from brevitas.nn import QuantConv2d, QuantLinear
 from brevitas.quant import (
@@ -19,6 +21,7 @@ from torch import nn
 
 from brevitas_adapters import StockQuantizer, register_injector
 from brevitas_adapters.backend import BREVITAS
+from brevitas_adapters.stock import refuse_let
 from fpq_plugin import calibrate, convert
 from fpq_plugin.param_groups import quantizer_parameters
 
@@ -231,3 +234,122 @@ def test_linear_with_a_plain_weight_quantizer_shares_nothing():
         'first layer',
     ]
     assert type(model[0]) is QuantLinear
+
+
+def convert_with(let):
+    model = nn.Sequential(nn.Linear(2, 2))
+    convert(model, backend='brevitas',
+            activation=dict(type='ShiftedUint8ActPerTensorFloat', let=let))
+    return model
+
+
+@pytest.mark.parametrize(('let', 'message'), [
+    (dict(colect_stats_steps=3),
+     "let: unknown option 'colect_stats_steps'. Did you mean 'collect_stats"),
+    (dict(scaling_impl_type='bogus'), 'Brevitas refuses it'),
+    (dict(quant_type='binary'), 'FPQ takes quantizers to integers'),
+    (dict(bit_width=3), "let: the bit width is the option 'bits'"),
+    ([3], 'activation.let: must be a dict'),
+])
+def test_a_wrong_override_is_named(let, message):
+    with pytest.raises(ValueError, match=message):
+        convert_with(let)
+
+
+def test_an_override_takes_effect():
+    x = torch.randn(500, 2)
+    steps = []
+    for let in (None, dict(high_percentile_q=90.0, low_percentile_q=10.0)):
+        model = convert_with(let)
+        calibrate(model, [x])
+        steps.append(model[0].input_quant.scale().item())
+    assert steps[1] < 0.7 * steps[0]
+
+
+def test_checking_draws_no_random_number():
+    state = torch.get_rng_state()
+    refuse_let(Uint8ActPerTensorFloat, dict(collect_stats_steps=3))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# These ask for a range that has no default.
+NEEDING_LET = {'Int8ActPerTensorFloatMinMaxInit',
+               'Uint8ActPerTensorFloatMaxInit',
+               'Uint8ActPerTensorFixedPointMaxInit'}
+ACTIVATION_NAMES = sorted(
+    name for name in BREVITAS.activation.module_dict
+    if hasattr(quant, name) and name not in NEEDING_LET)
+WEIGHT_NAMES = sorted(name for name in BREVITAS.weight.module_dict
+                 if hasattr(quant, name))
+
+
+def inputs(name):
+    """(N, C, L) and, for the statistics of images, (N, C, H, W)."""
+    shape = (8, 3, 4, 4) if name.endswith('2d') else (8, 3, 4)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(5))
+
+
+def of_kinds(**kinds):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
+    convert(model, backend='brevitas', first_last_bits=None,
+            **{part: dict(type=kind, bits=4) if kind else None
+               for part, kind in kinds.items()})
+    return model
+
+
+@pytest.mark.parametrize('name', WEIGHT_NAMES)
+def test_each_weight_quantizer_is_brevitas_own(name):
+    model = of_kinds(weight=name, activation=None)
+    calibrate(model, [torch.randn(3, 4)])
+    plain = QuantLinear(4, 6, weight_quant=getattr(quant, name),
+                        weight_bit_width=4)
+    with torch.no_grad():
+        plain.weight.copy_(model[0].weight)
+        plain.bias.copy_(model[0].bias)
+    plain.weight_quant.init_tensor_quant()  # of this weight
+    x = torch.randn(5, 4)
+    plain.train()(x)
+    torch.testing.assert_close(model.eval()[0](x), plain.eval()(x))
+
+
+@pytest.mark.parametrize('name', ACTIVATION_NAMES)
+def test_each_activation_quantizer_is_brevitas_own(name):
+    model = of_kinds(weight=None, activation=name)
+    x = inputs(name)
+    calibrate(model, [x, 2 * x])
+    plain = QuantLinear(4, 6, weight_quant=None,
+                        input_quant=getattr(quant, name), input_bit_width=4)
+    with torch.no_grad():
+        plain.weight.copy_(model[0].weight)
+        plain.bias.copy_(model[0].bias)
+        with calibration_mode(plain):
+            plain(x)
+            plain(2 * x)
+    torch.testing.assert_close(model.eval()[0](x), plain.eval()(x))
+
+
+@pytest.mark.parametrize('name', ACTIVATION_NAMES)
+def test_a_state_has_all_statistics(name):
+    """Also those that training goes on to collect, and their number."""
+    model, twin = (of_kinds(weight='Int8WeightPerTensorFloat',
+                             activation=name) for _ in range(2))
+    x = inputs(name)
+    calibrate(model, [x])
+    for factor in (2, 3):
+        model.train()(factor * x)
+    twin.load_state_dict(model.state_dict())
+    for _ in range(2):
+        assert torch.equal(model.eval()(x), twin.eval()(x))
+        assert torch.equal(model.train()(4 * x), twin.train()(4 * x))
+
+
+def test_running_statistics_stay_one_tensor_on_another_device_or_type():
+    name = 'Int8ActPerTensorFloatBatchQuant1d'
+    model = of_kinds(weight=None, activation=name)
+    calibrate(model, [inputs(name)])
+    model.double().float()
+    key = '0.input_quantizer.scaling_impl_runtime_stats_running_stats'
+    before = model.state_dict()[key].clone()
+    model.train()(5 * inputs(name))
+    assert not torch.equal(model.state_dict()[key], before)

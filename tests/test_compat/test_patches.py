@@ -19,7 +19,7 @@ from runs import ROOT
 
 import fpq_plugin
 from fpq_plugin._compat import patches
-from fpq_plugin._compat.safe_loading import load_file
+from fpq_plugin._compat.files import load_file
 
 
 def replaced():

@@ -12,7 +12,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from runs import ROOT
 
-from fpq_plugin._compat.safe_loading import load_file
+from fpq_plugin._compat.files import load_file
 from fpq_plugin._compat.versions import RANGES, refuse_unfit, unfit
 
 

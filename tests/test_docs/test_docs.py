@@ -228,7 +228,7 @@ def test_the_analysis_pages_traces_are_the_benchmarks():
 
 
 def test_the_analysis_pages_commands_and_pictures_exist():
-    assert find_spec('fpq_plugin.analysis.command')
+    assert find_spec('fpq_plugin.cli')
     text = (ROOT / 'docs/analysis.md').read_text()
     for command in re.findall(r'python (benchmarks/\S+)', text):
         assert (ROOT / command).is_file()

@@ -9,14 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fpq_plugin.export import export_onnx
-from fpq_plugin.export.build import build_onnx
-from fpq_plugin.export.engine_check import refuse_unfit_for
-from fpq_plugin.export.engines import (
-    ONNXRUNTIME,
-    TENSORRT,
-    engine_of,
-    register_engine,
-)
+from fpq_plugin.export.engines import TENSORRT, engine_of, register_engine
 
 SYMMETRIC = dict(bits=8, symmetric=True)
 
@@ -106,22 +99,6 @@ def test_what_tensorrt_does_not_take_is_named(x, tmp_path):
     refused(r"one of \['onnxruntime', 'tensorrt'\], got 'TensorRT'",
             engine='TensorRT')
     refused('got True', engine=True)
-
-
-@pytest.mark.parametrize(('weight', 'activation', 'fault'), [
-    (dict(bits=8), dict(bits=8), 'QuantizeLinear with a zero point other'),
-    (dict(bits=4), dict(bits=8, symmetric=True),
-     'DequantizeLinear with integers of INT4'),
-    (dict(bits=8), dict(bits=8, symmetric=True),
-     'DequantizeLinear with integers of INT32')])
-def test_a_file_of_another_engine_is_told(weight, activation, fault, x):
-    """By the file alone."""
-    model = quantized(net(), x, weight=weight, activation=activation,
-                      first_last_bits=None)
-    built = build_onnx(model, x)
-    refuse_unfit_for(ONNXRUNTIME, built)
-    with pytest.raises(ValueError, match=f'TensorRT takes no {fault}'):
-        refuse_unfit_for(TENSORRT, built)
 
 
 def test_a_name_is_one_engine():

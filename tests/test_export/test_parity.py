@@ -8,7 +8,12 @@ from rich.console import Console
 from torch import nn
 
 from fpq_plugin.export import ParityError
-from fpq_plugin.export.parity import measure_parity, with_progress
+from fpq_plugin.export.parity import (
+    measure_parity,
+    rebatched,
+    some_images,
+    with_progress,
+)
 
 
 def compare(ours, theirs, labels=None):
@@ -110,3 +115,15 @@ def test_the_bar_goes_when_the_comparison_is_given_up():
     assert shown not in out.getvalue()
     batches.close()
     assert shown in out.getvalue()
+
+
+def test_images_come_again_if_there_are_too_few():
+    x, y = torch.arange(3), torch.arange(3) + 10
+    assert some_images(x, 5, first=2).tolist() == [2, 0, 1, 2, 0]
+    batches = list(rebatched([(x, y)], 5))
+    assert [inputs.tolist() for inputs, _ in batches] == [[0, 1, 2, 0, 1]]
+    assert batches[0][1].tolist() == [10, 11, 12, 10, 11]
+    batches = list(rebatched([(x, None), (x, None), (x[:1], None)], 2))
+    assert [inputs.tolist() for inputs, _ in batches] == [
+        [0, 1], [2, 0], [1, 2]]
+    assert all(labels is None for _, labels in batches)

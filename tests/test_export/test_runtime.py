@@ -1,4 +1,4 @@
-"""onnxruntime, with 8-bit sums that pass the 16 bits of some kernels."""
+"""onnxruntime, with sums beyond 16 bits; a file held against its engine."""
 
 import time
 
@@ -7,12 +7,18 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from exported_models import quantized
+from exported_models import net, quantized
 from torch import nn
 
 from fpq_plugin.export import export_onnx
 from fpq_plugin.export.build import build_onnx
-from fpq_plugin.export.runtime import latencies, open_session, saturates
+from fpq_plugin.export.engines import ONNXRUNTIME, TENSORRT
+from fpq_plugin.export.runtime import (
+    latencies,
+    open_session,
+    refuse_unfit_for,
+    saturates,
+)
 
 
 @pytest.fixture
@@ -78,3 +84,20 @@ def test_latencies_are_of_each_in_turn():
     assert quick < 0.02
     # Three calls before the first that counts.
     assert called == 6 * ['slow', 'quick']
+
+
+@pytest.mark.parametrize(('weight', 'activation', 'fault'), [
+    (dict(bits=8), dict(bits=8), 'QuantizeLinear with a zero point other'),
+    (dict(bits=4), dict(bits=8, symmetric=True),
+     'DequantizeLinear with integers of INT4'),
+    (dict(bits=8), dict(bits=8, symmetric=True),
+     'DequantizeLinear with integers of INT32')])
+def test_a_file_of_another_engine_is_told(weight, activation, fault):
+    """By the file alone."""
+    x = torch.randn(40, 3, 8, 8)
+    model = quantized(net(), x, weight=weight, activation=activation,
+                      first_last_bits=None)
+    built = build_onnx(model, x)
+    refuse_unfit_for(ONNXRUNTIME, built)
+    with pytest.raises(ValueError, match=f'TensorRT takes no {fault}'):
+        refuse_unfit_for(TENSORRT, built)

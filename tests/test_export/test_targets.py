@@ -68,7 +68,7 @@ def test_without_onnx_all_but_the_export_works():
         'import torch\n'
         'from fpq_plugin import FPQHook\n'
         'from fpq_plugin.export import export_onnx, targets, to_torch_int8\n'
-        'import fpq_plugin.export.command\n'
+        'import fpq_plugin.cli\n'
         'FPQHook()\n'
         'targets.find_spec = lambda name: None\n'
         "export_onnx(torch.nn.Linear(2, 2), 'model.onnx', [])\n")

@@ -1,4 +1,4 @@
-"""A calibrated layer keeps its weight, whoever rewrites the model."""
+"""A calibrated layer keeps its weight, and a block its branches."""
 
 import copy
 import functools
@@ -6,6 +6,10 @@ import functools
 import pytest
 import torch
 from mmcv.cnn import ConvModule, fuse_conv_bn
+from mmpretrain.models.backbones import levit
+from mmpretrain.models.backbones.mobileone import MobileOneBlock
+from mmpretrain.models.backbones.replknet import ReparamLargeKernelConv
+from mmpretrain.models.backbones.repvgg import RepVGGBlock
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -19,6 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 import fpq_plugin
 from fpq_plugin import calibrate, to_float
+from fpq_plugin.openmmlab.teacher import copy_float
 
 
 @pytest.fixture
@@ -203,3 +208,154 @@ def test_mmcvs_fused_evaluation_is_refused_by_name(convert, x):
         model(x)
     model[0].turn_on_efficient_conv_bn_eval(False)
     assert torch.equal(model(x), expected)
+
+
+BLOCKS = {
+    'repvgg': (lambda: RepVGGBlock(3, 8, stride=2),
+               ['branch_3x3.conv', 'branch_1x1.conv']),
+    'mobileone': (lambda: MobileOneBlock(3, 8, 3, 2),
+                  ['branch_scale.conv', 'branch_conv_list.0.conv',
+                   'branch_conv_list.1.conv']),
+    'replknet': (lambda: ReparamLargeKernelConv(3, 8, 5, 1, 1, 3),
+                 ['lkb_origin.conv', 'small_conv.conv']),
+}
+
+
+@pytest.fixture(params=BLOCKS)
+def case(request):
+    make, branches = BLOCKS[request.param]
+    return make(), branches
+
+
+def bits(table, names):
+    return [next(r.weight_bits for r in table if r.name == n) for n in names]
+
+
+def test_all_branches_of_the_first_block_have_its_bits(convert, case):
+    block, branches = case
+    model = nn.Sequential(block, nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1))
+    with pytest.warns(UserWarning, match='1 blocks train branches.*switch_to'):
+        table = convert(model)
+    names = [f'0.{branch}' for branch in branches]
+    assert bits(table, [*names, '1', '2']) == [8] * len(names) + [4, 8]
+    whys = [r.why for r in table if r.name in names]
+    assert sorted(whys) == ['beside the first layer'] * (
+        len(names) - 1) + ['first layer']
+
+
+def test_all_branches_of_the_last_block_too(convert, case):
+    block, branches = case
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Conv2d(3, 3, 3), block,
+                          nn.Linear(8, 2))
+    with pytest.warns(UserWarning, match='1 blocks train branches'):
+        table = convert(model, skip=['3'])
+    names = [f'2.{branch}' for branch in branches]
+    assert bits(table, ['0', '1', *names]) == [8, 4] + [8] * len(names)
+    last = next(r for r in reversed(table) if r.name in names)
+    assert last.why in ('last of those that are left',
+                        'beside the last layer')
+
+
+def test_branches_that_stay_float_stay_silent(convert, case, recwarn):
+    block, _ = case
+    convert(nn.Sequential(nn.Conv2d(3, 3, 1), block, nn.Conv2d(8, 1, 1)),
+            skip=['1'])
+    assert not [w for w in recwarn if 'branches' in str(w.message)]
+
+
+def test_a_model_whose_blocks_are_all_in_a_row_stays_silent(convert, recwarn):
+    """LeViT's switch_to_deploy fuses batch norms, and no branches."""
+    model = levit.LeViT('128s', img_size=64, drop_path_rate=0)
+    table = convert(model)
+    assert not [w for w in recwarn if 'branches' in str(w.message)]
+    assert [r.why for r in table if r.weight_bits == 8] == [
+        'first layer', 'last layer']
+    with pytest.raises(RuntimeError, match='switch_to_deploy'):
+        model.switch_to_deploy()
+
+
+class Normed(nn.Module):
+    """A block that fuses its batch norm; its forward fuses features."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.fuse_features(self.bn(self.conv(x)), x[..., 1:-1, 1:-1])
+
+    def fuse_features(self, a, b):
+        return a + b
+
+    def fuse(self):
+        return nn.utils.fuse_conv_bn_eval(self.conv, self.bn)
+
+
+class Pyramid(nn.Module):
+    """Here ``fuse`` is a step of the forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
+
+    def forward(self, x):
+        return self.fuse(self.a(x), self.b(x))
+
+    def fuse(self, a, b):
+        return a + b
+
+
+def test_a_blocks_own_fuse_is_refused_until_it_is_float(convert):
+    model = nn.Sequential(Normed(), nn.Conv2d(3, 3, 1)).eval()
+    convert(model)
+    with pytest.raises(RuntimeError, match=r'^fuse: .*to_float'):
+        model[0].fuse()
+    to_float(model)
+    assert isinstance(model[0].fuse(), nn.Conv2d)
+
+
+def test_fusing_features_is_no_fusing(convert):
+    model, x = nn.Sequential(Pyramid(), nn.Conv2d(3, 3, 1)), torch.randn(
+        2, 3, 6, 6)
+    convert(model)
+    calibrate(model, [x])
+    assert model(x).shape == (2, 3, 4, 4)
+
+
+@pytest.fixture
+def repvgg():
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), RepVGGBlock(8, 8),
+                          nn.Conv2d(8, 8, 3))
+    fpq_plugin.convert(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize('copied', [False, True])
+def test_branches_with_quantizers_are_not_fused(repvgg, copied):
+    model = copy.deepcopy(repvgg) if copied else repvgg
+    with pytest.raises(RuntimeError, match='the branches are quantized'):
+        model[1].switch_to_deploy()
+
+
+@pytest.mark.parametrize('undo', [fpq_plugin.to_float, copy_float])
+def test_branches_without_them_are(repvgg, undo):
+    plain = undo(repvgg)
+    x = torch.randn(2, 1, 12, 12)
+    before = plain(x)
+    plain[1].switch_to_deploy()
+    assert hasattr(plain[1], 'branch_reparam')
+    torch.testing.assert_close(plain(x), before)
+
+
+def test_a_block_that_stays_float_is(repvgg):
+    model = fpq_plugin.to_float(repvgg)
+    fpq_plugin.convert(model, skip=['1'])
+    model[1].switch_to_deploy()
+
+
+def test_a_fused_model_is_quantized_as_any_other(repvgg):
+    plain = fpq_plugin.to_float(repvgg)
+    plain[1].switch_to_deploy()
+    table = fpq_plugin.convert(plain)
+    assert [row.name for row in table.quantized()] == [
+        '0', '1.branch_reparam', '2']

@@ -1,11 +1,13 @@
 """Options where nobody reads them are an error, with the key and the mend."""
 
 import re
+from pathlib import Path
 
 import pytest
 from mmengine import Config
 from mmengine.runner import Runner
 from runs import CONFIGS
+from runs import config as digits_config
 from small_runs import config, start
 
 from fpq_plugin import FPQHook
@@ -180,3 +182,53 @@ def test_a_hook_says_on_purpose_what_a_fragment_turned_off(tmp_path):
     with pytest.raises(ValueError, match=r'^fpq\.perturbation'):
         refuse_unread(cfg, 'default_hooks.fpq', {
             k: v for k, v in hook.items() if k != 'type'})
+
+
+def test_a_fragment_without_its_hook_is_refused(digits, tmp_path):
+    path = tmp_path / 'mine.py'
+    bases = [str(CONFIGS / '_base_' / name) for name in (
+        'fashion_mnist.py', 'resnet_fashion_mnist.py', 'fashion_mnist_6e.py',
+        'fpq_w4a4.py')]
+
+    def runner_of(lines):
+        path.write_text(f'_base_ = {bases}\n{lines}\n')
+        return Runner.from_cfg(digits_config(str(path), tmp_path / 'run'))
+
+    for lines in ('', "fpq = dict(type='fpq_plugin.FPQHook')"):
+        for run in ('train', 'val', 'test'):
+            with pytest.raises(ValueError, match='default_hooks.fpq: missing'):
+                getattr(runner_of(lines), run)()
+    off = '_base_.fpq.update(weight=None, activation=None)\n'
+    for lines in (off + 'default_hooks = dict(fpq=_base_.fpq)',
+                  off + 'default_hooks = dict(mine=_base_.fpq)',
+                  off + 'custom_hooks = [_base_.fpq]', 'fpq = None',
+                  "fpq = dict(_delete_=True, type='MyOwn')",
+                  'fpq = dict(_delete_=True, type=5)'):
+        runner_of(lines).val()
+    runner = runner_of('')
+    runner.register_hook(FPQHook(weight=None, activation=None))
+    runner.val()
+
+
+def test_a_top_level_fpq_that_is_not_read_is_refused(fpq_config, tmp_path):
+    """The file's own `fpq = ...` does not reach `_base_.fpq`."""
+    path = tmp_path / 'mine.py'
+    base = CONFIGS / 'fashion_mnist/resnet_fp.py'
+    path.write_text(
+        f"_base_ = ['{base.with_name('resnet_fpq_w4a4.py')}']\n"
+        'fpq = dict(perturbation=dict(p=0.7))\n')
+    bare = fpq_config(str(path), 'bare')
+    bare.default_hooks.fpq = dict(type='FPQHook')
+    for cfg in (fpq_config(str(path)), bare):
+        with pytest.raises(ValueError, match='fpq.perturbation.*0.7.* is not '
+                           'read.*default_hooks.fpq.perturbation'):
+            Runner.from_cfg(cfg).train()
+        assert not list(Path(cfg.work_dir).glob('epoch_*'))
+
+
+def test_the_shipped_configs_are_read(fpq_config):
+    for name in ('resnet_lsq_w4a4', 'resnet_fpq_w2a2', 'vit_fpq_w4a4'):
+        cfg = fpq_config(f'fashion_mnist/{name}.py')
+        refuse_unread(cfg, 'default_hooks.fpq', {
+            key: value for key, value in cfg.default_hooks.fpq.items()
+            if key != 'type'})

@@ -14,7 +14,7 @@ from mmpretrain.models import LinearClsHead
 from runs import log_of, scalars_of, train, weights
 
 from fpq_plugin import CSDLoss, QuantizedLayer
-from fpq_plugin._compat.safe_loading import load_file
+from fpq_plugin._compat.files import load_file
 from fpq_plugin.convert import noise_clock
 from fpq_plugin.layers import quantized_layers
 from fpq_plugin.param_groups import quantizer_parameters

@@ -316,3 +316,11 @@ def test_in_one_process_idle_quantizers_are_frozen_too(tmp_path):
             for n, p in quantizer_parameters(runner.model).items()} == {
         f'{layer}.{part}_quantizer.scale': layer != 'b'
         for layer in 'abc' for part in ('weight', 'input')}
+
+
+def test_a_runner_without_a_config_says_so(fpq_config):
+    cfg = fpq_config()
+    runner = Runner.from_cfg(cfg)
+    runner.cfg.pop('optim_wrapper')
+    with pytest.raises(ValueError, match='build it with Runner.from_cfg'):
+        runner.train()

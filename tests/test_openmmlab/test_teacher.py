@@ -11,11 +11,12 @@ import torch
 from mmengine import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner, save_checkpoint
+from runs import train as train_digits
 from small_runs import Three, config, start, train
 from torch import nn
 
 from fpq_plugin import load_model
-from fpq_plugin._compat.safe_loading import load_file
+from fpq_plugin._compat.files import load_file
 from fpq_plugin.openmmlab.teacher import save_teacher
 
 STILL = dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)))
@@ -270,3 +271,38 @@ def test_a_misspelt_type_gets_the_nearest_name(tmp_path):
              'Int8WeightPerChannelFloat')):
         with pytest.raises(ValueError, match=f'did you mean {near!r}'):
             Runner.from_cfg(config(tmp_path, options))
+
+
+@pytest.mark.parametrize('content', [b'no pickle', b''])
+def test_a_teacher_that_is_no_checkpoint(fpq_config, tmp_path, content):
+    path = tmp_path / 'teacher.pth'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match='fpq.teacher: .* is not a checkpoin'):
+        train_digits(fpq_config(fpq__teacher=str(path)))
+
+
+def test_a_teacher_of_another_architecture_or_quantized(fpq_config, tmp_path,
+                                                        fp):
+    state = load_file(str(fp))['state_dict']
+    other = {k.replace('layer3', 'layer4'): v for k, v in state.items()}
+    torch.save(other, tmp_path / 'other.pth')
+    with pytest.raises(ValueError, match='missing: backbone.layer3(.|\n)*not '
+                       'in the model: backbone.layer4'):
+        train_digits(fpq_config(fpq__teacher=str(tmp_path / 'other.pth')))
+    train_digits(fpq_config(folder='student'))
+    student = str(tmp_path / 'student/epoch_1.pth')
+    with pytest.raises(ValueError, match='was trained with FPQ: its weights'):
+        train_digits(fpq_config(fpq__teacher=student))
+
+
+def test_code_in_a_teacher_file_is_not_run(fpq_config, tmp_path):
+
+    class Evil:
+
+        def __reduce__(self):
+            return Path.touch, (tmp_path / 'ran', )
+
+    torch.save(dict(state_dict=Evil()), tmp_path / 'evil.pth')
+    with pytest.raises(ValueError, match='can be read safely'):
+        train_digits(fpq_config(fpq__teacher=str(tmp_path / 'evil.pth')))
+    assert not (tmp_path / 'ran').exists()

@@ -13,7 +13,7 @@ FLOORS = [
     {'layers'},
     {'quantizers', 'perturbation', 'distillation'},
     {'calibrate', 'convert', 'layer_table', 'optimizer_watch',
-     'param_groups', 'plan', 'recipe', 'state', 'wrappers'},
+     'param_groups', 'plan', 'recipe', 'state'},
     {'export'},
     {'openmmlab'},
     {'analysis'},
@@ -34,8 +34,8 @@ def modules():
 
 
 def room(name):
-    # The command reads configs: it stands where the other commands do.
-    if name in ('export.command', 'export.__main__'):
+    # Other names of the commands.
+    if name in ('analysis.__main__', 'export.__main__'):
         return 'cli'
     return name.split('.')[0]
 

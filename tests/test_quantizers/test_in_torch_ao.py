@@ -7,10 +7,16 @@ import pytest
 import torch
 from torch import nn
 from torch.ao import quantization as ao
+from torch.ao.quantization import FakeQuantizeBase
 from torch.ao.quantization.quantize import _remove_qconfig
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
 
-from fpq_plugin import LSQFakeQuantize, PACTFakeQuantize
+from fpq_plugin import (
+    DoReFaFakeQuantize,
+    LSQFakeQuantize,
+    LSQPlusFakeQuantize,
+    PACTFakeQuantize,
+)
 
 
 def qconfig(bits, activation=LSQFakeQuantize):
@@ -85,3 +91,19 @@ def test_the_observer_stays_where_convert_takes_it_off():
     assert len(list(quantizer.modules())) == 1
 
 
+@pytest.mark.parametrize(
+    'cls', [LSQPlusFakeQuantize, PACTFakeQuantize, DoReFaFakeQuantize])
+def test_in_a_torch_ao_qconfig(cls):
+    from torch.ao.quantization import QConfig, prepare_qat
+
+    assert issubclass(cls, FakeQuantizeBase)
+    options = {} if cls is DoReFaFakeQuantize else dict(symmetric=True)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU())
+    net.qconfig = QConfig(
+        activation=LSQFakeQuantize.with_args(bits=4),
+        weight=cls.with_args(bits=4, per_channel=True, **options))
+    net = prepare_qat(net.train())
+    net(torch.randn(4, 3, 8, 8)).sum().backward()
+    assert isinstance(net[0].weight_fake_quant, cls)
+    assert net[0].weight_fake_quant.step().shape == (6, )
+    assert torch.isfinite(net[0].weight.grad).all()

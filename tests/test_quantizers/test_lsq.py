@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from methods import make
 from reference import fake_quantize_64, frozen_surrogate
 from torch import nn
 
-from fpq_plugin import LSQFakeQuantize
+from fpq_plugin import LSQFakeQuantize, LSQPlusFakeQuantize
 from fpq_plugin.quantizers import fake_quantize
 
 
@@ -339,3 +340,15 @@ def test_the_factor_is_one_over_the_root_of_n_times_the_highest(per_channel):
         quantizer.quantize(x, quantizer.scale).sum(), quantizer.scale)
     assert bare.abs().min() > 1e-4
     torch.testing.assert_close(own, bare / (n * 3)**0.5)
+
+
+def test_lsq_plus_starts_as_lsq_and_from_three_deviations():
+    x = torch.randn(100) + 0.4
+    plus, plain = LSQPlusFakeQuantize(bits=4), LSQFakeQuantize(bits=4)
+    torch.testing.assert_close(plus(x), plain(x))
+    w = torch.randn(3, 50)
+    weight = make(LSQPlusFakeQuantize, True, 4, 3)
+    weight(w)
+    mean, std = w.mean(1), w.std(1, correction=0)
+    most = torch.maximum((mean + 3 * std).abs(), (mean - 3 * std).abs())
+    torch.testing.assert_close(weight.step(), most / 8)

@@ -26,7 +26,7 @@ from runs import (
 )
 
 from fpq_plugin import load_model
-from fpq_plugin._compat.safe_loading import load_file
+from fpq_plugin._compat.files import load_file
 
 BASE = 'fashion_mnist/resnet_fpq_w4a4.py'
 

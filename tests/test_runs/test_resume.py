@@ -7,7 +7,7 @@ import torch
 from mmengine import Config
 from runs import log_of, scalars_of, train
 
-from fpq_plugin._compat.safe_loading import load_file
+from fpq_plugin._compat.files import load_file
 
 
 def assert_same(one, two, where=''):

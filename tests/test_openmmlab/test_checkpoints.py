@@ -1,6 +1,7 @@
-"""Every way to load a checkpoint answers as trained, or refuses."""
+"""Every way to load a checkpoint answers as trained, or refuses, by key."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from runs import train as train_digits
 from small_runs import Three, config, start, train
 
 from fpq_plugin import load_model
+from fpq_plugin._compat.files import load_file
 from fpq_plugin.analysis.trained_models import load_trained_models
 from fpq_plugin.export import export_checkpoint
-from fpq_plugin.openmmlab.stored import quantizers_of
+from fpq_plugin.openmmlab.checkpoints import quantizers_of
 
 OTHERS = {
     'DoReFa': (dict(weight=dict(type='DoReFaFakeQuantize', bits=4)),
@@ -173,3 +175,58 @@ def test_the_ways_out_of_mmpretrain_work(fpq_config, digits, tmp_path):
     inferencer = ImageClassificationInferencer(
         model, classes=list('0123456789'))
     assert inferencer.model is model
+
+
+@pytest.mark.parametrize(('more', 'message'), [
+    (dict(fpq__skip=['backbone.layer9']), "skip: the pattern 'backbone.lay"),
+    (dict(fpq__overrides={'neck': dict(weight=None)}),
+     "overrides: the pattern 'neck' matches no layer"),
+    (dict(fpq__skip=['*']), 'nothing to quantize'),
+    (dict(load_from=None), 'FPQ starts from a full-precision model, and none'),
+    (dict(load_from='/none/there.pth'), "load_from: no file '/none/there.pt"),
+    (dict(fpq__teacher='/none/there.pth'), "fpq.teacher: no file"),
+    (dict(fpq__calibration=dict(num_images=5000)),
+     r'calibration.num_images: 5000 images asked for, the training set has '
+     '1400'),
+    ({'model.backbone.depth': 34}, 'load_from: .* does not fit the model:\n'
+     '  missing: backbone.layer1.2.conv1.weight'),
+    ({'model.head.num_classes': 7},
+     r'of another shape: head.fc.weight \(10, 32\) instead of \(7, 32\)'),
+])
+def test_runs_are_refused_before_the_first_iteration(fpq_config, more,
+                                                     message):
+    cfg = fpq_config(**more)
+    with pytest.raises(ValueError, match=message):
+        train_digits(cfg)
+    assert not list(Path(cfg.work_dir).glob('epoch_*'))
+
+
+def test_testing_a_full_precision_checkpoint(fpq_config, fp):
+    with pytest.raises(ValueError, match='is of a full-precision model: it '
+                       'has no scales. Test a checkpoint with the config'):
+        Runner.from_cfg(fpq_config()).test()
+
+
+@pytest.mark.parametrize(('content', 'message'), [
+    (b'no pickle', 'load_from: .* is not a checkpoint'),
+    (None, 'load_from: .* holds a list'),
+])
+def test_a_load_from_that_is_no_checkpoint(fpq_config, tmp_path, content,
+                                           message):
+    path = tmp_path / 'weights.pth'
+    if content is None:
+        torch.save([1, 2], path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        train_digits(fpq_config(load_from=str(path)))
+
+
+def test_load_from_of_another_model_with_a_good_teacher(fpq_config, fp,
+                                                        tmp_path):
+    state = load_file(str(fp))['state_dict']
+    other = {k.replace('layer3', 'layer4'): v for k, v in state.items()}
+    torch.save(other, tmp_path / 'other.pth')
+    with pytest.raises(ValueError, match='load_from: .* does not fit'):
+        train_digits(fpq_config(load_from=str(tmp_path / 'other.pth'),
+                         fpq__teacher=str(fp)))

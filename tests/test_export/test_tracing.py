@@ -9,7 +9,6 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from fpq_plugin.export import ParityError, export_onnx
-from fpq_plugin.export.images import rebatched, some_images
 from fpq_plugin.export.onnx_file import check_onnx
 
 SIZES = (1, 2, 4, 8)
@@ -172,15 +171,3 @@ def test_options_and_inputs_that_cannot_work_are_named(tmp_path):
     refused('no input to compare on', ValueError, [(x[:0], None)])
     refused('0.weight is torch.float16 on cpu', ValueError,
             model=model.half())
-
-
-def test_images_come_again_if_there_are_too_few():
-    x, y = torch.arange(3), torch.arange(3) + 10
-    assert some_images(x, 5, first=2).tolist() == [2, 0, 1, 2, 0]
-    batches = list(rebatched([(x, y)], 5))
-    assert [inputs.tolist() for inputs, _ in batches] == [[0, 1, 2, 0, 1]]
-    assert batches[0][1].tolist() == [10, 11, 12, 10, 11]
-    batches = list(rebatched([(x, None), (x, None), (x[:1], None)], 2))
-    assert [inputs.tolist() for inputs, _ in batches] == [
-        [0, 1], [2, 0], [1, 2]]
-    assert all(labels is None for _, labels in batches)

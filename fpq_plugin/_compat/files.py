@@ -1,9 +1,10 @@
-"""Checkpoints are read as data: no code in them runs, on any version.
+"""Files: checkpoints are read as data alone, and all is written whole.
 
-torch.load with ``weights_only`` does so on torch >= 2.6, once it knows the
-few types that mmengine writes. Older versions take no further types; there a
-restricted pickle stands in. ``torch.load`` itself is changed only while one
-of mmengine's loaders runs (:mod:`fpq_plugin._compat.patches`).
+No code in a checkpoint runs, on any version of torch: ``torch.load`` with
+``weights_only`` does so since 2.6, once it knows the few types that mmengine
+writes. Older versions take no further types; there a restricted pickle stands
+in. ``torch.load`` itself is changed only while one of mmengine's loaders runs
+(:mod:`fpq_plugin._compat.patches`).
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ import errno
 import os
 import pickle
 import re
+import stat
 import struct
 import tarfile
+import time
 import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -247,3 +251,58 @@ def load_file(path: str) -> dict:
         raise ValueError(f'{path!r} holds a {type(content).__name__}, not a '
                          'checkpoint')
     return content
+
+
+# -- files that are written whole or not at all ---------------------------
+
+def write_whole(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file that is there whole, or not at all, whatever happens.
+
+    Two processes that write the same file do not disturb each other; the
+    last one's stays. A link is followed; its folder is made if need be.
+
+    Args:
+        path (str | Path): The file.
+        write (Callable): Writes the content into an open file.
+
+    Raises:
+        OSError: If it cannot be written; the message names the file.
+    """
+    target = Path(path).resolve()
+    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+        with open(target, 'wb') as file:  # a device or a pipe
+            write(file)
+        return
+    part = target.with_name(f'.{target.name}.{uuid4().hex[:12]}.part')
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, 'xb') as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f'{str(path)!r} was not written: {error.strerror or error}. What '
+            'was saved before is whole: mend that, and go on') from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+# A part that nobody has written to for so many seconds is a killed process's.
+FORSAKEN_S = 3600
+
+
+def remove_parts(folder: str | Path) -> None:
+    """Remove what killed processes left of files that they were writing.
+
+    Args:
+        folder (str | Path): Where they wrote.
+    """
+    for part in Path(folder).glob(f'.*.{"[0-9a-f]" * 12}.part'):
+        # Another process may be as quick.
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime > FORSAKEN_S:
+                part.unlink()
