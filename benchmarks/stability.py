@@ -35,53 +35,24 @@ from torch.optim.lr_scheduler import CosineAnnealingLR  # noqa: E402
 
 import fpq_plugin  # noqa: E402
 from fpq_plugin.convert import noise_clock  # noqa: E402
+from fpq_plugin.optimizer_watch import watch  # noqa: E402
 from fpq_plugin.recipe import Recipe  # noqa: E402
 
-LOG = dict(type='LogLSQFakeQuantize')
-MSE = dict(LOG, observer='mse')
+LSQ = dict(type='LSQFakeQuantize')
 RECIPES: dict[str, dict | None] = {
     'full precision': None,
     'paper': dict(preset='paper'),
-    'recommended, step': dict(
-        preset='recommended', weight=dict(type='LSQFakeQuantize')),
-    'paper, log weights': dict(preset='paper', weight=LOG),
-    'log weights': dict(preset='recommended', weight=LOG),
-    'log': dict(preset='recommended', weight=LOG, activation=LOG),
-    'log, kd 1': dict(
-        preset='recommended', weight=LOG, activation=LOG,
-        distillation=dict(loss_weight=1.0)),
-    'log, mean': dict(
-        preset='recommended', weight=LOG, activation=LOG, mean=4.0),
-    'log weights, mean': dict(
-        preset='recommended', weight=LOG, mean=4.0),
-    'paper, log, mean': dict(
-        preset='paper', weight=LOG, activation=LOG, mean=2.0),
-    'csd, mse': dict(
-        preset='paper', weight=LOG, activation=MSE, mean=2.0),
-    'csd, mse mse': dict(
-        preset='paper', weight=MSE, activation=MSE, mean=2.0),
-    'csd kd, mse': dict(
-        preset='paper', weight=LOG, activation=MSE, mean=3.0,
-        distillation=[dict(type='CSDLoss'), dict(type='LogitKD')]),
-    'csd, mse, clip 2': dict(
-        preset='paper', weight=LOG, activation=MSE, mean=2.0, clip=2.0),
-    'csd, mse, clip 5': dict(
-        preset='paper', weight=LOG, activation=MSE, mean=2.0, clip=5.0),
-    'csd .3, mse': dict(
-        preset='paper', weight=LOG, activation=MSE, mean=1.3,
-        distillation=dict(loss_weight=0.3)),
-    'csd kd p5, mse': dict(
-        preset='paper', weight=LOG, activation=MSE, mean=3.0,
+    'recommended': {},
+    # What each part of it does.
+    'steps by their size': dict(
+        weight=LSQ, activation=dict(LSQ, observer='mse')),
+    'ranges of min and max': dict(activation=dict(observer='min_max')),
+    'sum of the losses': dict(objective='sum'),
+    'logits': dict(
         perturbation=dict(p=0.5),
-        distillation=[dict(type='CSDLoss'), dict(type='LogitKD')]),
-    'csd p5, mse': dict(
-        preset='paper', weight=LOG, activation=MSE, mean=2.0,
-        perturbation=dict(p=0.5)),
-    'kd, mse': dict(
-        preset='recommended', weight=LOG, activation=MSE, mean=4.0),
-    'lsq': dict(perturbation=None, distillation=None),
-    'lsq, log weights': dict(
-        perturbation=None, distillation=None, weight=LOG),
+        distillation=dict(type='LogitKD', loss_weight=3.0, temperature=4.0)),
+    'no distillation': dict(perturbation=None, distillation=None),
+    'no noise': dict(perturbation=None),
 }
 """Name to the options of the hook; None trains in full precision."""
 
@@ -135,7 +106,7 @@ class Trainer:
         return model
 
     def quantized(self, options: dict | None, factor: float, kind: str,
-                  batch: int, steps: int, seed: int, mean=(1.0, None)) -> dict:
+                  batch: int, steps: int, seed: int) -> dict:
         """Train on from full precision; what came of it.
 
         Args:
@@ -152,6 +123,7 @@ class Trainer:
         if options is not None:
             recipe, teacher = Recipe(**options), copy.deepcopy(model)
             recipe.convert(model)
+            watch(model)
             fpq_plugin.calibrate(model, [self.train_set[0][:CALIBRATION]])
             result['calibrated'] = self.top1(model)
             if recipe.distillation:
@@ -172,10 +144,11 @@ class Trainer:
             loss = F.cross_entropy(model(x), y)
             losses.append(float(loss.detach()))
             if distiller is not None:
-                loss = (loss + distiller.loss()) / mean[0]
+                loss = (distiller.mean_with(loss) if recipe.objective == 'mean'
+                        else loss + distiller.loss())
             if not torch.isfinite(loss):
                 return dict(result, losses=_rounded(losses), top1=None)
-            _step(optimizer, loss, model, mean[1])
+            _step(optimizer, loss)
             scheduler.step()
         return dict(result, losses=_rounded(losses), top1=self.top1(model))
 
@@ -209,14 +182,9 @@ def _optimizer(model: nn.Module, kind: str,
     return torch.optim.AdamW(groups)
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor, model=None,
-          clip=None) -> None:
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad()
     loss.backward()
-    if clip:
-        nn.utils.clip_grad_norm_(
-            [p for n, p in model.named_parameters() if 'scale' not in n],
-            clip)
     optimizer.step()
 
 
@@ -229,14 +197,11 @@ def run(name: str, recipe: str, bits: str, factor: float,
     """One run, in a process of the pool."""
     torch.set_num_threads(1)
     options = RECIPES[recipe]
-    mean = (options or {}).get('mean', 1.0), (options or {}).get('clip')
-    options = options and {k: v for k, v in options.items()
-                           if k not in ('mean', 'clip')}
     if options is not None:
         options = dict(options, bits=bits, backend=args.backend)
     trainer = Trainer(name, args.data, args.cache)
     result = trainer.quantized(options, factor, args.optimizer, args.batch,
-                               args.steps, args.seed, mean)
+                               args.steps, args.seed)
     return dict(model=name, recipe=recipe, bits=bits, factor=factor,
                 optimizer=args.optimizer, batch=args.batch,
                 backend=args.backend, seed=args.seed, **result)

@@ -11,12 +11,12 @@ from .layer_table import LayerTable
 from .layers import allow_reparameterizing, quantized_layers, unroute
 from .optimizer_watch import watch
 from .perturbation import NoiseClock, StochasticFeaturePerturbation
-from .recipe import LSQ, Recipe
+from .recipe import OF_PRESET, Recipe
 
 
 def convert(model: nn.Module,
-            weight: dict | None = LSQ,
-            activation: dict | None = LSQ,
+            weight: dict | None = OF_PRESET,
+            activation: dict | None = OF_PRESET,
             perturbation: dict | None = None,
             first_last_bits: int | None = 8,
             skip: Sequence[str] = (),
@@ -33,8 +33,9 @@ def convert(model: nn.Module,
     Args:
         model (nn.Module): The model, changed in place.
         weight (dict, optional): As in :class:`~fpq_plugin.Recipe`, like
-            all that follow. Defaults to LSQ, 4 bits.
-        activation (dict, optional): Defaults to LSQ, 4 bits.
+            all that follow. Defaults to that of the preset 'recommended',
+            4 bits.
+        activation (dict, optional): Defaults likewise, 4 bits.
         perturbation (dict, optional): Defaults to None, off.
         first_last_bits (int, optional): Defaults to 8.
         skip (Sequence[str]): Defaults to nothing.

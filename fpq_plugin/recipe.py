@@ -26,18 +26,22 @@ from .plan import quantize
 from .quantizers import Quantizer, check_bits
 
 LSQ: dict[str, Any] = dict(type='LSQFakeQuantize', bits=4)
+LOG_LSQ: dict[str, Any] = dict(type='LogLSQFakeQuantize', bits=4)
 SFP: dict[str, Any] = dict(type='StochasticFeaturePerturbation', p=0.1)
+CSD: dict[str, Any] = dict(type='CSDLoss', loss_weight=1.0)
 PRESETS: dict[str, dict[str, Any]] = {
+    'recommended': dict(
+        weight=LOG_LSQ,
+        activation=dict(LOG_LSQ, observer='mse'),
+        perturbation=SFP,
+        distillation=CSD,
+        objective='mean'),
     'paper': dict(
         weight=LSQ,
         activation=LSQ,
         perturbation=SFP,
-        distillation=dict(type='CSDLoss', loss_weight=1.0)),
-    'recommended': dict(
-        weight=LSQ,
-        activation=LSQ,
-        perturbation={**SFP, 'p': 0.5},
-        distillation=dict(type='LogitKD', loss_weight=3.0, temperature=4.0)),
+        distillation=CSD,
+        objective='sum'),
 }
 """What each preset says where an option is not given."""
 
@@ -68,23 +72,31 @@ class Recipe:
     alone. A class as ``type`` counts as its name.
 
     Args:
-        preset (str): 'paper' (SFP with p = 0.1 and CSD with lambda = 1) or
-            'recommended' (SFP with p = 0.5 and distilled logits of weight
-            3). Defaults to 'paper'.
+        preset (str): What holds where an option is not given. Both have SFP
+            with p = 0.1 and CSD with lambda = 1. 'paper' is the paper's to
+            the letter. 'recommended' learns steps in the logarithm, finds
+            those of features by least squares, and takes the mean of the
+            losses: it holds at rates at which the paper's diverges. Defaults
+            to 'recommended'.
         bits (str, optional): Bits of weights and activations at once, as
             'w4a4'; 32 leaves float. Defaults to None: those in ``weight``
             and ``activation``.
         backend (str): Whose quantizers and layers: 'torch_ao' or 'brevitas'
             (needs the extra of that name). Defaults to 'torch_ao'.
         weight (dict, optional): The weights' fake quantizer; None or
-            ``bits=32``: float. Defaults to LSQ, 4 bits.
+            ``bits=32``: float. Defaults to the preset's, 4 bits.
         activation (dict, optional): The activations' fake quantizer; None or
-            ``bits=32``: float. Defaults to LSQ, 4 bits. With both off and no
-            overrides nothing is quantized.
+            ``bits=32``: float. Defaults to the preset's, 4 bits. With both
+            off and no overrides nothing is quantized.
         perturbation (dict, optional): SFP; None: off. Defaults to the
             preset's.
         distillation (dict | list[dict], optional): The loss of the teacher's
             outputs, or several; None: off. Defaults to the preset's.
+        objective (str, optional): How the task's loss and the distillation
+            are joined: 'sum', equation (22), or 'mean', that divided by 1 +
+            lambda, so that the gradient stays of the size that the learning
+            rate was found for. The log has the undivided losses. Defaults to
+            the preset's.
         teacher (str, optional): Full-precision checkpoint of the teacher.
             Defaults to None: the full-precision weights that the run starts
             from; a resumed run finds them again in its work directory.
@@ -121,19 +133,20 @@ class Recipe:
     Examples:
         >>> from torch import nn
         >>> from fpq_plugin.recipe import Recipe
-        >>> recipe = Recipe(preset='recommended', bits='w2a4')
+        >>> recipe = Recipe(bits='w2a4', perturbation=dict(p=0.5))
         >>> recipe.weight['bits'], recipe.perturbation['p']
         (2, 0.5)
         >>> table = recipe.convert(nn.Sequential(nn.Linear(4, 2)))
     """
 
-    preset: str = 'paper'
+    preset: str = 'recommended'
     bits: str | None = None
     backend: str = 'torch_ao'
     weight: dict | None = OF_PRESET
     activation: dict | None = OF_PRESET
     perturbation: dict | None = OF_PRESET
     distillation: dict | Sequence[dict] | None = OF_PRESET
+    objective: str = OF_PRESET
     teacher: str | None = None
     calibration: Mapping[str, Any] = field(
         default_factory=lambda: dict(num_images=100))
@@ -166,7 +179,10 @@ class Recipe:
         for part in KINDS:
             self._set(part, self._component(part))
         self._set('distillation', tuple(self._distillation()))
-        self._set('attention', self._resolved('attention', self.attention))
+        self._set('attention', self._resolved('attention', self._with_preset(
+            self.attention, 'activation')))
+        if self.objective is OF_PRESET:
+            self._set('objective', PRESETS[self.preset]['objective'])
         self._check_parts()
         self._check_patterns()
         self._check_training()
@@ -196,7 +212,8 @@ class Recipe:
 
     def default_type(self, part: str) -> str:
         """The type of a component whose dict names none."""
-        return PRESETS[self.preset].get(part, LSQ)['type']
+        preset = PRESETS[self.preset]
+        return preset.get(part, preset['activation'])['type']
 
     def is_float(self) -> bool:
         """Whether nothing is quantized: weight and activation are off."""
@@ -223,9 +240,10 @@ class Recipe:
             return f'{cfg["type"]}({", ".join(rest)})'
 
         losses = ' + '.join(map(text, self.distillation or ())) or 'off'
+        joined = f' ({self.objective})' if self.distillation else ''
         return (f'preset {self.preset!r}: weight {text(self.weight)}, '
                 f'activation {text(self.activation)}, perturbation '
-                f'{text(self.perturbation)}, distillation {losses}')
+                f'{text(self.perturbation)}, distillation {losses}{joined}')
 
     def _set(self, option: str, value: Any) -> None:
         object.__setattr__(self, option, value)
@@ -238,11 +256,15 @@ class Recipe:
             given = dict(base)
             if part in self._bits():
                 given['bits'] = self._bits()[part]
-        elif part == 'perturbation' and isinstance(given, Mapping):
-            given = merge(base, given)
         elif part in self._bits():
             given = self._with_bits(part, given)
-        return self._resolved(part, given)
+        return self._resolved(part, self._with_preset(given, part))
+
+    def _with_preset(self, given: Any, part: str) -> Any:
+        """``given`` over the preset's, but for the bits."""
+        base = {k: v for k, v in PRESETS[self.preset][part].items()
+                if k != 'bits'}
+        return merge(base, given)
 
     def _bits(self) -> dict[str, int]:
         """Bits of weight and activation that ``bits`` asks for."""
@@ -324,6 +346,9 @@ class Recipe:
         if self.teacher is not None and not isinstance(self.teacher, str):
             raise TypeError(f'{self.name_of("teacher")}: must be the path or '
                             f'URL of a checkpoint, got {self.teacher!r}')
+        if self.objective not in ('mean', 'sum'):
+            raise ValueError(f"{self.name_of('objective')}: must be 'mean' "
+                             f"or 'sum', got {self.objective!r}")
         if not is_number(self.scale_lr_mult, 0):
             raise ValueError(f'{self.name_of("scale_lr_mult")}: must be a '
                              f'number >= 0, got {self.scale_lr_mult!r}')

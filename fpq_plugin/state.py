@@ -148,7 +148,7 @@ def _unlike(own: Mapping[str, nn.Module], given: Mapping[str, int],
 
 
 _TELLING = dict(fake='TorchAOFakeQuantize', clip='PACTFakeQuantize',
-                offset='LSQPlusFakeQuantize')
+                offset='LSQPlusFakeQuantize', log_scale='LogLSQFakeQuantize')
 
 
 def _by_keys(name: str, own: nn.Module,

@@ -1,5 +1,6 @@
 """An optimizer that was made before convert, and never trains the steps."""
 
+import copy
 import warnings
 
 import pytest
@@ -7,7 +8,11 @@ import torch
 from torch import nn
 
 from fpq_plugin import calibrate, convert, param_groups
-from fpq_plugin.optimizer_watch import PATIENCE
+from fpq_plugin.optimizer_watch import (
+    PATIENCE,
+    bound_changes,
+    changes_at_most,
+)
 
 
 def train(model, *optimizers):
@@ -40,7 +45,7 @@ def test_an_optimizer_from_before_convert_is_told_of(model):
     told = train(quantized(model), early)
     assert len(told) == 1
     assert 'SGD trains the weights of the model but not 4' in told[0]
-    assert '0.weight_quantizer.scale' in told[0]
+    assert '0.weight_quantizer.log_scale' in told[0]
 
 
 def test_one_from_after_it_is_not(model):
@@ -64,3 +69,73 @@ def test_frozen_steps_and_other_models_wait_for_none(model):
     assert not train(model, early)
     other = nn.Sequential(nn.Linear(4, 2))
     assert not train(other, torch.optim.SGD(other.parameters(), lr=0.01))
+
+
+OPTIMIZERS = [
+    lambda p: torch.optim.SGD(p, lr=100.0, momentum=0.9),
+    lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9),
+    lambda p: torch.optim.AdamW(p, lr=0.5),
+    lambda p: torch.optim.SGD(p, lr=1e-3, foreach=True),
+]
+
+
+@pytest.mark.parametrize('make', OPTIMIZERS)
+def test_a_step_changes_by_a_little_at_most(model, make):
+    """In a plain loop too; and no other parameter is touched."""
+    bounded, free = quantized(model), torch.nn.Linear(4, 4)
+    free.load_state_dict(bounded[0].state_dict(), strict=False)
+    optimizer = make(param_groups(bounded))
+    other = make(free.parameters())
+    largest = 0.0
+    for step in range(4):
+        torch.manual_seed(step)
+        for parameter in [*bounded.parameters(), *free.parameters()]:
+            parameter.grad = torch.randn(parameter.shape)
+        free.weight.grad = bounded[0].weight.grad.clone()
+        before = {n: p.detach().clone()
+                  for n, p in bounded.named_parameters()}
+        optimizer.step()
+        other.step()
+        for name, parameter in bounded.named_parameters():
+            change = (parameter - before[name]).abs().max()
+            if name.endswith('log_scale'):
+                assert change <= 0.05 + 1e-6
+                largest = max(largest, float(change))
+        torch.testing.assert_close(bounded[0].weight, free.weight)
+    big = optimizer.param_groups[0]['lr'] > 0.1
+    assert largest > 0.049 if big else 0 < largest < 0.01
+
+
+def test_the_bound_ends_with_its_handles(model):
+    parameter = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    handles = bound_changes(optimizer, {parameter: 0.5})
+    for expected in (0.5, 2.5):
+        parameter.grad = -torch.full((3, ), 2.0)
+        optimizer.step()
+        torch.testing.assert_close(parameter.detach(),
+                                   torch.full((3, ), expected))
+        for handle in handles:
+            handle.remove()
+    assert not changes_at_most(model)
+    convert(model, weight=dict(type='LSQFakeQuantize', bits=4),
+            activation=None)
+    assert not changes_at_most(model)
+
+
+def test_scaled_gradients_are_bounded_after_they_are_unscaled(model):
+    """As AMP's: 65536 times as large in the backward."""
+    quantized(model)
+    x = torch.randn(8, 4)
+    states = []
+    for scale in (1.0, 65536.0):
+        own = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(param_groups(own, lr=0.1))
+        bound_changes(optimizer, changes_at_most(own))
+        (own(x).square().mean() * scale).backward()
+        for parameter in own.parameters():
+            parameter.grad /= scale
+        optimizer.step()
+        states.append(own.state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value)

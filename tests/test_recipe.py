@@ -24,23 +24,34 @@ def model():
                          nn.Flatten(), nn.Linear(64, 2))
 
 
-def test_the_papers_preset_is_the_default():
+def test_the_recommended_preset_is_the_default():
     recipe = Recipe()
-    assert recipe == Recipe(preset='paper')
+    assert recipe == Recipe(preset='recommended')
+    assert recipe.weight == dict(type='LogLSQFakeQuantize', bits=4)
+    assert recipe.activation == dict(recipe.weight, observer='mse')
+    assert recipe.objective == 'mean'
+    assert (recipe.first_last_bits, recipe.calibration_images()) == (8, 100)
+
+
+def test_the_papers_preset_is_the_papers():
+    recipe = Recipe(preset='paper')
     assert recipe.weight == dict(type='LSQFakeQuantize', bits=4)
     assert recipe.activation == recipe.weight
     assert recipe.perturbation == dict(
         type='StochasticFeaturePerturbation', p=0.1)
     assert recipe.distillation == (dict(type='CSDLoss', loss_weight=1.0), )
-    assert (recipe.first_last_bits, recipe.calibration_images()) == (8, 100)
+    assert recipe.objective == 'sum'
 
 
-def test_the_recommended_preset_is_that_of_its_fragment():
+@pytest.mark.parametrize(('preset', 'name'), [
+    ('paper', 'fpq_w4a4'), ('recommended', 'methods/recommended')])
+def test_a_preset_is_that_of_its_fragment(preset, name):
     import mm_configs
-    fragment = Config.fromfile(mm_configs.path('_base_/methods/sfp_kd.py')).fpq
+    fragment = Config.fromfile(mm_configs.path(f'_base_/{name}.py')).fpq
     options = {k: v for k, v in fragment.items() if k != 'type'}
-    ours, theirs = Recipe(preset='recommended'), Recipe.of(options)
-    for part in ('weight', 'activation', 'perturbation', 'distillation'):
+    ours, theirs = Recipe(preset=preset), Recipe.of(options)
+    for part in ('weight', 'activation', 'perturbation', 'distillation',
+                 'objective'):
         assert getattr(ours, part) == getattr(theirs, part)
 
 
@@ -61,20 +72,32 @@ def test_bits_of_both_at_once(bits, wanted):
 def test_bits_join_options_that_do_not_say_any():
     recipe = Recipe(bits='w2a2', weight=dict(per_channel=False),
                     activation=dict(bits=2, observer='mse'))
-    assert recipe.weight == dict(type='LSQFakeQuantize', per_channel=False,
-                                 bits=2)
+    assert recipe.weight == dict(type='LogLSQFakeQuantize',
+                                 per_channel=False, bits=2)
     assert recipe.activation['observer'] == 'mse'
 
 
+@pytest.mark.parametrize(('given', 'wanted'), [
+    (dict(bits=2), 'mse'), (dict(signed=True), 'mse'),
+    (dict(observer='min_max'), 'min_max'),
+    (dict(type='LogLSQFakeQuantize', bits=8), 'mse'),
+    (dict(type='LSQFakeQuantize', bits=8), None)])
+def test_an_activation_keeps_the_presets_observer(given, wanted):
+    """But for another type; and attention's operands are such."""
+    for part in ('activation', 'attention'):
+        found = getattr(Recipe(**{part: given}), part)
+        assert found.get('observer') == wanted
+        assert found.get('bits') == given.get('bits')
+
+
 def test_perturbation_and_distillation_change_the_preset_where_they_speak():
-    recipe = Recipe(preset='recommended', perturbation=dict(where='before'),
+    recipe = Recipe(perturbation=dict(where='before'),
                     distillation=dict(loss_weight=5.0))
     assert recipe.perturbation == dict(
-        type='StochasticFeaturePerturbation', p=0.5, where='before')
-    assert recipe.distillation == (
-        dict(type='LogitKD', loss_weight=5.0, temperature=4.0), )
-    other = Recipe(preset='recommended', distillation=dict(type='CSDLoss'))
-    assert other.distillation == (dict(type='CSDLoss'), )
+        type='StochasticFeaturePerturbation', p=0.1, where='before')
+    assert recipe.distillation == (dict(type='CSDLoss', loss_weight=5.0), )
+    other = Recipe(distillation=dict(type='LogitKD'))
+    assert other.distillation == (dict(type='LogitKD'), )
     off = Recipe(preset='recommended', perturbation=None, distillation=None)
     assert off.perturbation is None
     assert off.losses() == []
@@ -103,6 +126,7 @@ def test_a_class_in_an_override_keeps_the_other_options():
 
 @pytest.mark.parametrize(('options', 'message'), [
     (dict(weight=dict(bits=1)), r'^fpq\.weight\.bits: must be an integer'),
+    (dict(objective='max'), r"^fpq\.objective: must be 'mean' or 'sum'"),
     (dict(bits='4'), r"^fpq\.bits: must be as 'w4a4', got '4'"),
     (dict(bits=4), r"^fpq\.bits: must be as 'w4a4', got 4"),
     (dict(bits='w9a4'), r'^fpq\.weight\.bits: must be an integer'),
@@ -111,7 +135,7 @@ def test_a_class_in_an_override_keeps_the_other_options():
     (dict(bits='w2a2', activation=None),
      r"^fpq\.bits: 'w2a2' contradicts fpq\.activation, which has 32 bits"),
     (dict(preset='papers'),
-     r"^fpq\.preset: must be 'paper' or 'recommended', got 'papers'"),
+     r"^fpq\.preset: must be 'recommended' or 'paper', got 'papers'"),
     (dict(perturbation=dict(p=2)), r'^fpq\.perturbation\.p: must be a prob'),
     (dict(distillation=[dict(eps=0)]), r'^fpq\.distillation\.eps: must be'),
     (dict(attention=dict(bits=0)), r'^fpq\.attention\.bits: must be an int'),
@@ -159,9 +183,9 @@ def test_it_cannot_be_changed():
 def test_its_line_tells_all_parts():
     line = Recipe(preset='recommended', bits='w2a32').describe()
     assert line == (
-        "preset 'recommended': weight LSQFakeQuantize(bits=2), activation "
-        'off, perturbation StochasticFeaturePerturbation(p=0.5), '
-        'distillation LogitKD(loss_weight=3.0, temperature=4.0)')
+        "preset 'recommended': weight LogLSQFakeQuantize(bits=2), activation "
+        'off, perturbation StochasticFeaturePerturbation(p=0.1), '
+        'distillation CSDLoss(loss_weight=1.0) (mean)')
     assert Recipe(distillation=None).describe().endswith('distillation off')
 
 

@@ -2,6 +2,7 @@
 
 from .csd_function import csd
 from .distiller import Distiller
-from .losses import CSDLoss, DistillationLoss, LogitKD
+from .losses import CSDLoss, DistillationLoss, LogitKD, with_share
 
-__all__ = ['CSDLoss', 'DistillationLoss', 'Distiller', 'LogitKD', 'csd']
+__all__ = ['CSDLoss', 'DistillationLoss', 'Distiller', 'LogitKD', 'csd',
+           'with_share']

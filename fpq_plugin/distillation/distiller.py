@@ -132,6 +132,26 @@ class Distiller:
         """
         return torch.stack(list(self._tally.take().values())).sum()
 
+    def mean_with(self, task_loss: Tensor) -> Tensor:
+        """The objective: the mean of the task's loss and of :meth:`loss`.
+
+        ``(L_task + sum_i lambda_i L_i) / (1 + sum_i lambda_i)``, with the
+        ``loss_weight`` of each criterion. Equation (22) is the sum; divided,
+        the gradient stays of the size that the learning rate was found for.
+
+        Args:
+            task_loss (Tensor): Scalar.
+
+        Raises:
+            RuntimeError: As :meth:`loss`.
+        """
+        return (task_loss + self.loss()) * self.task_share()
+
+    def task_share(self) -> float:
+        """The task's share in :meth:`mean_with`."""
+        return 1 / (1 + sum(
+            getattr(each, 'loss_weight', 1.0) for each in self.criteria))
+
     def losses(self) -> dict[str, Tensor]:
         """Each criterion's part of :meth:`loss`, by its ``label``.
 

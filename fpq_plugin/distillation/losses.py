@@ -79,6 +79,19 @@ class DistillationLoss(ABC, nn.Module):
         return student, self(student, teacher, channel_axis)
 
 
+def with_share(loss: Tensor | list[Tensor],
+               share: float) -> Tensor | list[Tensor]:
+    """A loss, or several, with a share of the gradient; the value stays.
+
+    Args:
+        loss (Tensor | list[Tensor]): As a model of MMEngine returns it.
+        share (float): Factor on the gradient.
+    """
+    if isinstance(loss, (list, tuple)):
+        return [with_share(each, share) for each in loss]
+    return loss.detach() + share * (loss - loss.detach())
+
+
 def refuse_other_shapes(student: Tensor, teacher: Tensor) -> None:
     """Refuse maps that cannot be compared element by element.
 

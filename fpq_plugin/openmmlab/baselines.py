@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from mmengine.hooks import CheckpointHook
-from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner, autocast
 from torch import nn
 
 from .._compat.restoring import kept_modes, same_randomness
 from ..quantizers import full_precision
+from .optimizer import wrappers_of
 
 # In shares of full precision's figure.
 _WORSE, _AS_GOOD = 0.05, 0.01
@@ -156,10 +156,7 @@ def tell_of_high_rate(runner: Runner) -> None:
     Args:
         runner (Runner): The runner, its optimizers built.
     """
-    wrapper = runner.optim_wrapper
-    wrappers = ([wrapper] if isinstance(wrapper, OptimWrapper) else
-                [each for _, each in wrapper.items()])
-    for each in wrappers:
+    for each in wrappers_of(runner.optim_wrapper):
         optimizer = each.optimizer
         kind = next((name for name in _FROM_SCRATCH
                      if type(optimizer).__name__.startswith(name)), None)

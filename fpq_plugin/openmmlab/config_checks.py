@@ -183,7 +183,8 @@ def _asks_otherwise(option: str, value: Any, recipe: Recipe) -> bool:
 def _meaning(recipe: Recipe, option: str) -> Any:
     """What an option comes to; two of them stand for others."""
     stands_for = dict(bits=('weight', 'activation'),
-                      preset=('perturbation', 'distillation'))
+                      preset=('weight', 'activation', 'perturbation',
+                              'distillation', 'objective'))
     return [_plain(getattr(recipe, each)) or None
             for each in stands_for.get(option, (option, ))]
 

@@ -41,6 +41,7 @@ from .optimizer import (
     require_optim_config,
     undo_checkpointing,
     wrap_again,
+    wrappers_of,
 )
 from .runs import (
     RunAware,
@@ -229,6 +230,8 @@ class FPQHook(RunAware):
             seed=runner.seed or 0,
             rank=get_rank(),
             distill_skip=undistilled(self.recipe, model, runner.logger.info),
+            optimizers=[each.optimizer
+                        for each in wrappers_of(runner.optim_wrapper)],
             warn=runner.logger.warning)
 
     def _tell_uncalled(self, runner: Runner, model: nn.Module) -> None:

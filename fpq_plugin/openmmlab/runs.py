@@ -13,11 +13,13 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
+from torch.optim import Optimizer
 
 from .._compat.versions import HAS_CUSTOM_OPS
 from ..convert import find_wrapper, noise_clock
-from ..distillation import Distiller
+from ..distillation import Distiller, with_share
 from ..layer_table import LayerTable
+from ..optimizer_watch import bound_changes, changes_at_most
 from ..options import FLOAT_BITS, type_name
 from ..recipe import Recipe
 from .config_checks import check_config
@@ -173,6 +175,7 @@ class TrainingSession:
         rank (int): This process's rank.
         distill_skip (Sequence[str]): Name patterns of layers that are not
             distilled.
+        optimizers (Sequence[Optimizer]): What trains the model.
         warn (Callable): Told of layers that cannot be distilled, and of
             steps that run away.
 
@@ -183,6 +186,7 @@ class TrainingSession:
     def __init__(self, model: nn.Module, recipe: Recipe,
                  teacher: nn.Module | None, seed: int, rank: int,
                  distill_skip: Sequence[str],
+                 optimizers: Sequence[Optimizer],
                  warn: Callable[[str], Any]) -> None:
         self._clock = noise_clock(model)
         if self._clock is not None:
@@ -198,6 +202,7 @@ class TrainingSession:
                 warn=warn,
                 skip=distill_skip,
                 own_hooks=False)
+        self._means = recipe.objective == 'mean'
         self._runaway = RunawaySteps(model, warn)
         self._frozen = FrozenParts(model, warn)
         self._handles = [
@@ -205,6 +210,9 @@ class TrainingSession:
             model.register_forward_hook(
                 self._after, with_kwargs=True, always_call=True),
         ]
+        bounds = changes_at_most(model)
+        for optimizer in optimizers:
+            self._handles += bound_changes(optimizer, bounds)
 
     def start_iteration(self, iteration: int) -> None:
         """Tell SFP which training iteration begins."""
@@ -263,6 +271,12 @@ class TrainingSession:
                 f'loss_{label}': loss
                 for label, loss in self.distiller.losses().items()
             })
+            if self._means:
+                share = self.distiller.task_share()
+                output.update({
+                    name: with_share(value, share)
+                    for name, value in output.items() if 'loss' in name
+                })
         bad = non_finite(output) if isinstance(output, dict) else []
         if bad:
             self.close()  # explaining runs the model again

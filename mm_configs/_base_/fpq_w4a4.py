@@ -1,7 +1,7 @@
 # A fragment: the paper's preset at W4A4, for inheritance. A config needs none;
 # written out it is
 #   custom_imports = dict(imports=['fpq_plugin'], allow_failed_imports=False)
-#   default_hooks = dict(fpq=dict(type='FPQHook', bits='w4a4'))
+#   default_hooks = dict(fpq=dict(type='FPQHook', bits='w4a4', preset='paper'))
 # To inherit this file instead, name it beside a config of the zoo in _base_
 # and put the hook in:
 #   default_hooks = dict(fpq=_base_.fpq)
@@ -9,6 +9,7 @@ custom_imports = dict(imports=['fpq_plugin'], allow_failed_imports=False)
 
 fpq = dict(
     type='FPQHook',
+    preset='paper',
     backend='torch_ao',
     weight=dict(type='LSQFakeQuantize', bits=4),
     activation=dict(type='LSQFakeQuantize', bits=4),

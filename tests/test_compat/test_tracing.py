@@ -125,7 +125,7 @@ def test_torch_export_keeps_the_batch_free(backend, name, options, strict):
 def test_what_no_graph_can_hold_is_refused(backend):
     """Training, which decides anew in each step; torch.jit.script."""
     model, x = quantized('net', backend)
-    with pytest.raises(RuntimeError, match='script cannot compile LSQFake'):
+    with pytest.raises(RuntimeError, match='script cannot compile LogLSQFake'):
         torch.jit.script(model)
     model.train()
     with pytest.raises(RuntimeError, match='LSQFakeQuantize cannot be traced '

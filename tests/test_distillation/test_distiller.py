@@ -8,7 +8,8 @@ from reference import csd_64
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fpq_plugin import CSDLoss, Distiller, calibrate, convert
+from fpq_plugin import CSDLoss, Distiller, LogitKD, calibrate, convert
+from fpq_plugin.distillation import with_share
 
 
 def pair(model, **options):
@@ -299,3 +300,30 @@ def test_autocast_bfloat16_trains():
     assert torch.isfinite(loss)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
     assert all(p.grad.dtype is torch.float32 for p in model.parameters())
+
+
+def test_the_mean_objective_by_its_formula():
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    teacher = copy.deepcopy(student)
+    convert(student)
+    calibrate(student, [torch.randn(20, 4)])
+    distiller = Distiller(student, teacher, [
+        CSDLoss(loss_weight=2.0), LogitKD(loss_weight=0.5)])
+    task = student(torch.randn(8, 4)).square().mean()
+    expected = (task + distiller.loss()) / 3.5
+    torch.testing.assert_close(distiller.mean_with(task), expected)
+
+
+@pytest.mark.parametrize('share', [0.25, 1.0])
+def test_a_share_of_the_gradient_leaves_the_value(share):
+    x = torch.tensor([1.7, -3.3], requires_grad=True)
+    losses = dict(one=(x**2).sum(), two=[x[0] * 3, x[1]])
+    for value in losses.values():
+        found = with_share(value, share)
+        for new, old in zip(*([v] if torch.is_tensor(v) else v
+                              for v in (found, value))):
+            assert torch.equal(new, old)
+            wanted, = torch.autograd.grad(old, x, retain_graph=True)
+            got, = torch.autograd.grad(new, x, retain_graph=True)
+            torch.testing.assert_close(got, share * wanted)

@@ -55,7 +55,8 @@ def test_biases_are_float_where_integers_cost_accuracy(tmp_path):
     model = nn.Sequential(
         nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
         nn.Conv2d(64, 2, 4), nn.Flatten())
-    quantized(model, x, weight=dict(bits=8), activation=dict(bits=8))
+    lsq = dict(type='LSQFakeQuantize', bits=8)
+    quantized(model, x, weight=lsq, activation=lsq)
     with torch.no_grad():
         difference = model(x) @ torch.tensor([1., -1.])
         model[2].bias[0] -= difference.median()

@@ -32,7 +32,7 @@ def test_the_file_says_what_it_is(x, tmp_path):
         '0': 'W8A8', '3': 'W4A4', '5': 'W4A4', '7': 'W8A8'}
     assert notes['fpq.version'] == fpq_plugin.__version__
     assert notes['fpq.torch'] == torch.__version__
-    assert notes['fpq.scales'] == 'LSQFakeQuantize'
+    assert notes['fpq.scales'] == 'LogLSQFakeQuantize'
     assert notes['fpq.checkpoint'] == 'epoch_3.pth'
     assert {o.domain: o.version for o in proto.opset_import} == {'': 21}
     assert weights_of(path)[1] == [EIGHT, 'INT4', 'INT4', EIGHT]

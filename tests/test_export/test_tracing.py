@@ -91,7 +91,8 @@ def assert_equal_for_all_sizes(path, model, x):
 
 def test_swin_is_exported_for_any_batch(tmp_path):
     model, x = swin(), torch.randn(8, 3, 32, 32)
-    quantized(model, x, weight=dict(bits=8), activation=dict(bits=8))
+    lsq = dict(type='LSQFakeQuantize', bits=8)
+    quantized(model, x, weight=lsq, activation=lsq)
     path = tmp_path / 'swin.onnx'
     export_onnx(model, path, [(x[:2], None)])
     assert_equal_for_all_sizes(path, model, x)

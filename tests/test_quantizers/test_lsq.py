@@ -8,7 +8,11 @@ from methods import make
 from reference import fake_quantize_64, frozen_surrogate
 from torch import nn
 
-from fpq_plugin import LSQFakeQuantize, LSQPlusFakeQuantize
+from fpq_plugin import (
+    LogLSQFakeQuantize,
+    LSQFakeQuantize,
+    LSQPlusFakeQuantize,
+)
 from fpq_plugin.quantizers import fake_quantize
 
 
@@ -352,3 +356,48 @@ def test_lsq_plus_starts_as_lsq_and_from_three_deviations():
     mean, std = w.mean(1), w.std(1, correction=0)
     most = torch.maximum((mean + 3 * std).abs(), (mean - 3 * std).abs())
     torch.testing.assert_close(weight.step(), most / 8)
+
+
+@given(st.integers(2, 8), st.booleans(), st.booleans(), st.integers(0, 999))
+def test_a_step_in_the_logarithm_is_lsqs_with_another_gradient(
+        bits, symmetric, per_channel, seed):
+    """``s dL/ds`` of float64, no factor; the same values."""
+    torch.manual_seed(seed)
+    x = torch.randn(3, 7, dtype=torch.float64)
+    options = dict(bits=bits, symmetric=symmetric, per_channel=per_channel,
+                   num_channels=3 if per_channel else None)
+    log, plain = (kind(**options).double() for kind in (
+        LogLSQFakeQuantize, LSQFakeQuantize))
+    upstream = torch.randn_like(x)
+    for quantizer in (log, plain):
+        quantizer.observe(x)
+        quantizer.initialize()
+    with torch.no_grad():
+        plain.scale.copy_(log.scale)
+    out = log(x)
+    torch.testing.assert_close(out, plain(x), rtol=0, atol=0)
+    (out * upstream).sum().backward()
+    scale = log.scale.detach().requires_grad_()
+    axis = 0 if per_channel else None
+    ref = fake_quantize_64(x, broadcast(scale, x, axis),
+                           broadcast(log.zero_point, x, axis),
+                           log.quant_min, log.quant_max)
+    slope, = torch.autograd.grad(ref, scale, upstream)
+    torch.testing.assert_close(log.log_scale.grad, scale.detach() * slope,
+                               rtol=1e-6, atol=1e-6)
+    assert set(log.state_dict()) == {
+        'log_scale', 'zero_point', 'initialized', 'bits'}
+    other = LogLSQFakeQuantize(**{**options, 'num_channels': None}).double()
+    other.load_state_dict(log.state_dict())
+    torch.testing.assert_close(other(x), out, rtol=0, atol=0)
+
+
+def test_any_update_leaves_it_positive():
+    quantizer = LogLSQFakeQuantize(bits=4)
+    x = torch.randn(100)
+    quantizer(x)
+    for value in (-200.0, -5.0, 5.0):
+        with torch.no_grad():
+            quantizer.log_scale.fill_(value)
+        assert (quantizer.step() > 0).all()
+        assert quantizer(x).isfinite().all()

@@ -1,4 +1,4 @@
-# preset='recommended': FPQ's noise beside strong distillation of the logits.
+# Stronger noise, beside strong distillation of the logits in CSD's place.
 _base_ = ['../fpq_w4a4.py']
 
 fpq = dict(
