@@ -97,7 +97,7 @@ class Trainer:
             steps = epochs * TRAIN // 64
             optimizer = _optimizer(model, 'sgd', self.rate)
             scheduler = CosineAnnealingLR(optimizer, steps)
-            for x, y in self._batches(64, steps, 0):
+            for x, y in self.batches(64, steps, 0):
                 _step(optimizer, F.cross_entropy(model(x), y))
                 scheduler.step()
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ class Trainer:
         scheduler = CosineAnnealingLR(optimizer, steps)
         model.train()
         losses = []
-        for step, (x, y) in enumerate(self._batches(batch, steps, seed)):
+        for step, (x, y) in enumerate(self.batches(batch, steps, seed)):
             if clock is not None:
                 clock.start_iteration(step)
             loss = F.cross_entropy(model(x), y)
@@ -152,8 +152,9 @@ class Trainer:
             scheduler.step()
         return dict(result, losses=_rounded(losses), top1=self.top1(model))
 
-    def _batches(self, size: int, steps: int,
-                 seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, size: int, steps: int,
+                seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of training images and labels, each epoch in an order."""
         generator = torch.Generator().manual_seed(seed)
         x, y = self.train_set
         order = torch.cat([

@@ -15,7 +15,7 @@ def path(name: str) -> str:
     """Where an installed config is.
 
     ``_base_`` in a config file is an expression, and takes no imports, so
-    there it is ``__import__('mm_configs').path('_base_/fpq_w4a4.py')``.
+    there it is ``__import__('mm_configs').path('_base_/fpq.py')``.
 
     Args:
         name (str): One of :func:`names`, as

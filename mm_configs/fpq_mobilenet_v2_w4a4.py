@@ -1,6 +1,6 @@
 _base_ = [
     'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py',
-    './_base_/fpq_w4a4.py',
+    './_base_/fpq.py',
 ]
 
 default_hooks = dict(fpq=_base_.fpq)

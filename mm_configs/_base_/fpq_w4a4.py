@@ -1,6 +1,6 @@
-# A fragment: the paper's preset at W4A4, for inheritance. A config needs none;
-# written out it is
-#   custom_imports = dict(imports=['fpq_plugin'], allow_failed_imports=False)
+# A fragment: the paper's preset at W4A4, for inheritance, every part written
+# out. It is used as fpq.py is.
+custom_imports = dict(imports=['fpq_plugin'], allow_failed_imports=False)
 #   default_hooks = dict(fpq=dict(type='FPQHook', bits='w4a4', preset='paper'))
 # To inherit this file instead, name it beside a config of the zoo in _base_
 # and put the hook in:

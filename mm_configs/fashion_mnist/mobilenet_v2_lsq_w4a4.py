@@ -1,4 +1,5 @@
 # Plain LSQ, the baseline: FPQ without perturbation and distillation.
 _base_ = ['./mobilenet_v2_fpq_w4a4.py']
 
-default_hooks = dict(fpq=dict(perturbation=None, distillation=None))
+default_hooks = dict(fpq=dict(
+    preset='paper', perturbation=None, distillation=None))

@@ -1,9 +1,9 @@
-# FPQ from the teacher's last epoch, the paper's p = 0.1 and lambda = 1.
+# FPQ, the recommended preset, from the teacher's last epoch.
 _base_ = [
     '../_base_/fashion_mnist.py',
     '../_base_/vit_fashion_mnist.py',
     '../_base_/fashion_mnist_6e.py',
-    '../_base_/fpq_w4a4.py',
+    '../_base_/fpq.py',
 ]
 
 default_hooks = dict(fpq=_base_.fpq)

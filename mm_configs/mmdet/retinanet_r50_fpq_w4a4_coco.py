@@ -3,7 +3,7 @@
 # the last goes by the order of construction, which tells little here.)
 _base_ = [
     'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
-    '../_base_/fpq_w4a4.py',
+    '../_base_/fpq.py',
 ]
 
 eight_bits = dict(weight=dict(bits=8), activation=dict(bits=8))

@@ -3,7 +3,7 @@
 # the last goes by the order of construction, which tells little here.)
 _base_ = [
     'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
-    '../_base_/fpq_w4a4.py',
+    '../_base_/fpq.py',
 ]
 
 eight_bits = dict(weight=dict(bits=8), activation=dict(bits=8))
