@@ -24,6 +24,8 @@ from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('FPQ_COMPILE', '0')
 
+import matplotlib  # noqa: E402
+import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
@@ -38,6 +40,7 @@ from fpq_plugin.convert import noise_clock  # noqa: E402
 from fpq_plugin.optimizer_watch import watch  # noqa: E402
 from fpq_plugin.recipe import Recipe  # noqa: E402
 
+matplotlib.use('Agg')
 LSQ = dict(type='LSQFakeQuantize')
 RECIPES: dict[str, dict | None] = {
     'full precision': None,
@@ -261,6 +264,35 @@ def table(rows: list[dict]) -> str:
     return '\n'.join(lines)
 
 
+def draw(rows: list[dict], bits: str, file: Path) -> None:
+    """One panel a model: top-1 over the rate, a line a recipe."""
+    shown = {'full precision': ('0.5', '--'), 'paper': ('C1', '-'),
+             'recommended': ('C0', '-')}
+    figure, axes = plt.subplots(3, 4, figsize=(11, 7), sharex=True,
+                                sharey=True, layout='constrained')
+    for name, axis in zip(SMALL, axes.flat):
+        for recipe, (color, style) in shown.items():
+            mine = sorted(
+                (row['factor'], row['top1'] or 10.0) for row in rows
+                if row['model'] == name and row['recipe'] == recipe
+                and row['optimizer'] == 'sgd' and row['batch'] == 64
+                and row['bits'] in (bits, 'w32a32'))
+            if mine:
+                axis.plot(*zip(*mine), color=color, ls=style, marker='o',
+                          ms=4, label=recipe)
+        axis.set(title=name, xscale='log', ylim=(0, 90))
+        axis.grid(alpha=0.3)
+    for axis in axes[-1]:
+        axis.set_xlabel("rate / full precision's")
+    for axis in axes[:, 0]:
+        axis.set_ylabel('top-1 (%)')
+    axes.flat[0].legend(fontsize=8, loc='lower left')
+    figure.suptitle(f'After 48 iterations at {bits.upper()}; 10 is chance, '
+                    'or a value that is not finite')
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
 def main() -> None:
     """Run what is asked for and has no row; write rows and table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -303,6 +335,8 @@ def main() -> None:
             args.out.write_text(json.dumps(
                 dict(made_by(1), rows=sorted(rows, key=key)), indent=0))
     args.out.with_suffix('.md').write_text(table(rows) + '\n')
+    for bits in BITS:
+        draw(rows, bits, args.out.with_name(f'stability_{bits}.png'))
     print(table(rows))
 
 

@@ -81,6 +81,18 @@ METHODS: dict[str, tuple[str, dict]] = {
     'fpq last stage': ('fpq', {'distill_skip': [
         'backbone.conv1', 'backbone.layer1', 'backbone.layer2']}),
 }
+_CSD_KD = [dict(type='CSDLoss'), dict(type='LogitKD')]
+METHODS.update({
+    'recommended': ('recommended', {}),
+    'recommended csd=1 kd=1': ('recommended', {'distillation': _CSD_KD}),
+    'recommended csd=1 kd=3 p=0.5': ('recommended', {
+        'distillation': [_CSD_KD[0], dict(_CSD_KD[1], loss_weight=3.0)],
+        'perturbation': dict(p=0.5)}),
+    'recommended kd=3 p=0.5': ('recommended', {
+        'distillation': dict(_CSD_KD[1], loss_weight=3.0),
+        'perturbation': dict(p=0.5)}),
+    'recommended sum': ('recommended', {'objective': 'sum'}),
+})
 _SFP = {'_delete_': True, 'type': 'StochasticFeaturePerturbation'}
 
 
