@@ -54,6 +54,11 @@ RECIPES: dict[str, dict | None] = {
     'logits': dict(
         perturbation=dict(p=0.5),
         distillation=dict(type='LogitKD', loss_weight=3.0, temperature=4.0)),
+    **{f'fade kd={kd} p={p}': dict(
+        perturbation=dict(p=p),
+        distillation=[dict(type='CSDLoss', fades='out'), dict(
+            type='LogitKD', loss_weight=kd, temperature=4.0, fades='in')])
+       for kd in (1.0, 3.0) for p in (0.1, 0.5)},
     'no distillation': dict(perturbation=None, distillation=None),
     'no noise': dict(perturbation=None),
 }
@@ -147,6 +152,7 @@ class Trainer:
             loss = F.cross_entropy(model(x), y)
             losses.append(float(loss.detach()))
             if distiller is not None:
+                distiller.set_progress(step / steps)
                 loss = (distiller.mean_with(loss) if recipe.objective == 'mean'
                         else loss + distiller.loss())
             if not torch.isfinite(loss):

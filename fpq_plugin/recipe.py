@@ -33,8 +33,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     'recommended': dict(
         weight=LOG_LSQ,
         activation=dict(LOG_LSQ, observer='mse'),
-        perturbation=SFP,
-        distillation=CSD,
+        perturbation={**SFP, 'p': 0.5},
+        distillation=[
+            {**CSD, 'fades': 'out'},
+            dict(type='LogitKD', loss_weight=3.0, temperature=4.0,
+                 fades='in'),
+        ],
         objective='mean'),
     'paper': dict(
         weight=LSQ,
@@ -66,18 +70,20 @@ class Recipe:
     """How a model is quantized and trained: the options of FPQ.
 
     Made once, by :class:`~fpq_plugin.FPQHook` or
-    :func:`~fpq_plugin.convert`, and checked as it is made. ``perturbation``
-    and ``distillation`` are merged over the preset's where they name the
-    same type, or none: ``perturbation=dict(p=0.3)`` changes the probability
-    alone. A class as ``type`` counts as its name.
+    :func:`~fpq_plugin.convert`, and checked as it is made. A dict is merged
+    over the preset's where it names the same type, or none:
+    ``perturbation=dict(p=0.3)`` changes the probability alone. One in
+    ``distillation`` is the only loss then, and CSD if it names no type. A
+    class as ``type`` counts as its name.
 
     Args:
-        preset (str): What holds where an option is not given. Both have SFP
-            with p = 0.1 and CSD with lambda = 1. 'paper' is the paper's to
-            the letter. 'recommended' learns steps in the logarithm, finds
-            those of features by least squares, and takes the mean of the
-            losses: it holds at rates at which the paper's diverges. Defaults
-            to 'recommended'.
+        preset (str): What holds where an option is not given. 'paper' is the
+            paper's to the letter: SFP with p = 0.1, CSD with lambda = 1.
+            'recommended' learns steps in the logarithm, finds those of
+            features by least squares, distills the layers first and the
+            logits later (in classifiers; CSD alone in other models), and
+            takes the mean of the losses: it holds at rates at which the
+            paper's diverges. Defaults to 'recommended'.
         bits (str, optional): Bits of weights and activations at once, as
             'w4a4'; 32 leaves float. Defaults to None: those in ``weight``
             and ``activation``.
@@ -219,12 +225,24 @@ class Recipe:
         """Whether nothing is quantized: weight and activation are off."""
         return not (self.weight or self.activation or self.overrides)
 
-    def losses(self) -> list[DistillationLoss]:
-        """The losses of ``distillation``, built anew."""
-        return [
-            build(self.name_of('distillation'), cfg)
-            for cfg in self.distillation or ()
-        ]
+    def losses(self, has_logits: bool = True) -> list[DistillationLoss]:
+        """The losses of ``distillation``, built anew.
+
+        Args:
+            has_logits (bool): Whether the model is a classifier. If not, the
+                preset's are CSD alone. Defaults to True.
+        """
+        of_all = self.distillation or ()
+        if self.distills_as_preset and not has_logits:
+            of_all = [CSD] if of_all else ()
+        return [build(self.name_of('distillation'), cfg) for cfg in of_all]
+
+    @property
+    def distills_as_preset(self) -> bool:
+        """Whether ``distillation`` is the preset's, untouched."""
+        own = PRESETS[self.preset]['distillation']
+        return list(self.distillation or ()) == (
+            own if isinstance(own, list) else [own])
 
     def calibration_images(self) -> int:
         """How many training images set the first steps and zero points."""
@@ -294,13 +312,13 @@ class Recipe:
                        KINDS.get(part, Quantizer))
 
     def _distillation(self) -> Iterator[dict]:
-        given, base = self.distillation, PRESETS[self.preset]['distillation']
+        given = self.distillation
         if given is OF_PRESET:
-            given = base
+            given = PRESETS[self.preset]['distillation']
         if not isinstance(given, (list, tuple)):
-            given = [merge(base, given)]
+            given = [merge(CSD, given)]
         for each in given:
-            cfg = resolve(self.name_of('distillation'), each, base['type'],
+            cfg = resolve(self.name_of('distillation'), each, CSD['type'],
                           kind=DistillationLoss)
             if cfg is not None:
                 yield cfg

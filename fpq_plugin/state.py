@@ -10,7 +10,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from .layers import quantized_layers
-from .quantizers import KEY, describe, differences, named_quantizers
+from .quantizers import (
+    FORMER_DEFAULT,
+    KEY,
+    LogLSQFakeQuantize,
+    describe,
+    differences,
+    is_of_lsq,
+    named_quantizers,
+)
 
 
 def first_few(names: list[str], most: int = 5, between: str = ', ') -> str:
@@ -80,8 +88,10 @@ def refuse_other_quantization(
                          f'{first_few(absent)}. {way_out}')
     other = _unlike(own, given, state, stored or {})
     if other:
-        raise ValueError(f'{what} was quantized otherwise: '
-                         f'{first_few(other, between="; ")}. {way_out}')
+        raise ValueError(
+            f'{what} was quantized otherwise: '
+            f'{first_few(other, between="; ")}. '
+            f'{_former_default(own, state, stored or {})}{way_out}')
     empty = [name for name in own if not int(state[f'{name}.initialized'])]
     if empty:
         raise ValueError(f'{what} has no scales yet for '
@@ -117,11 +127,13 @@ def refuse_unlike_part(model: nn.Module, state: Mapping[str, Any]) -> None:
             'Use fpq_plugin.load_model(config, checkpoint), whose model '
             "inferencers take as well; in a Runner the run's own config, "
             'with its FPQHook; in plain PyTorch convert(model) first')
-    other = _unlike(own, given, state, described_in(state), 'in the model')
+    stored = described_in(state)
+    other = _unlike(own, given, state, stored, 'in the model')
     if other:
         raise ValueError(
             'these weights were quantized otherwise than the model to fill: '
-            f'{first_few(other, between="; ")}. Convert it '
+            f'{first_few(other, between="; ")}. '
+            f'{_former_default(own, state, stored)}Convert it '
             'with the options that the checkpoint was trained with')
 
 
@@ -145,6 +157,15 @@ def _unlike(own: Mapping[str, nn.Module], given: Mapping[str, int],
             lines.append(
                 f'{name}: {pair[0]} in the checkpoint, {pair[1]} {where}')
     return lines
+
+
+def _former_default(own: Mapping[str, nn.Module], state: Mapping[str, Any],
+                    stored: Mapping[str, dict]) -> str:
+    """What to say where the state is of the former default type."""
+    old = any(isinstance(quantizer, LogLSQFakeQuantize)
+              and is_of_lsq(state, f'{name}.', stored.get(name, {}))
+              for name, quantizer in own.items())
+    return f'{FORMER_DEFAULT}. ' if old else ''
 
 
 _TELLING = dict(fake='TorchAOFakeQuantize', clip='PACTFakeQuantize',

@@ -91,6 +91,16 @@ METHODS.update({
     'recommended kd=3 p=0.5': ('recommended', {
         'distillation': dict(_CSD_KD[1], loss_weight=3.0),
         'perturbation': dict(p=0.5)}),
+    **{f'recommended lambda={weight}': (
+        'recommended', {'distillation': dict(_CSD_KD[0], loss_weight=weight)})
+       for weight in (3.0, 10.0)},
+    'recommended csd=3 kd=3 p=0.5': ('recommended', {
+        'distillation': [dict(each, loss_weight=3.0) for each in _CSD_KD],
+        'perturbation': dict(p=0.5)}),
+    **{f'fade kd={kd} p={p}': ('recommended', {
+        'distillation': [dict(_CSD_KD[0], fades='out'), dict(
+            _CSD_KD[1], loss_weight=kd, fades='in')],
+        'perturbation': dict(p=p)}) for kd in (1.0, 3.0) for p in (0.1, 0.5)},
     'recommended sum': ('recommended', {'objective': 'sum'}),
 })
 _SFP = {'_delete_': True, 'type': 'StochasticFeaturePerturbation'}

@@ -130,7 +130,7 @@ class Distiller:
             RuntimeError: If there was no such forward, or no layer was
                 compared in it.
         """
-        return torch.stack(list(self._tally.take().values())).sum()
+        return torch.stack(list(self._weighed().values())).sum()
 
     def mean_with(self, task_loss: Tensor) -> Tensor:
         """The objective: the mean of the task's loss and of :meth:`loss`.
@@ -147,10 +147,28 @@ class Distiller:
         """
         return (task_loss + self.loss()) * self.task_share()
 
-    def task_share(self) -> float:
-        """The task's share in :meth:`mean_with`."""
-        return 1 / (1 + sum(
-            getattr(each, 'loss_weight', 1.0) for each in self.criteria))
+    def task_share(self) -> float | Tensor:
+        """The task's share in :meth:`mean_with`, a number or a scalar."""
+        weights = [(getattr(each, 'loss_weight', 1.0), each.part)
+                   for each in self.criteria]
+        return 1 / (1 + sum(weight if part is None else weight * part
+                            for weight, part in weights))
+
+    def set_progress(self, share: float) -> None:
+        """Tell the losses how much of the training is over.
+
+        Args:
+            share (float): 0 at the begin, 1 at the end.
+        """
+        for each in self.criteria:
+            each.set_progress(share)
+
+    def _weighed(self) -> dict[tuple[str, str], Tensor]:
+        """The losses by label and layer, those that fade by their part."""
+        parts = {each.label: each.part for each in self.criteria
+                 if each.part is not None}
+        return {key: loss * parts[key[0]] if key[0] in parts else loss
+                for key, loss in self._tally.take().items()}
 
     def losses(self) -> dict[str, Tensor]:
         """Each criterion's part of :meth:`loss`, by its ``label``.
@@ -159,7 +177,7 @@ class Distiller:
             RuntimeError: As :meth:`loss`.
         """
         parts = defaultdict(list)
-        for (label, _), loss in self._tally.take().items():
+        for (label, _), loss in self._weighed().items():
             parts[label].append(loss)
         return {label: torch.stack(part).sum()
                 for label, part in parts.items()}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
+import torch
 import torch.nn.functional as F
 from mmengine.dist import get_world_size
 from mmengine.registry import MODELS
@@ -28,6 +30,9 @@ class DistillationLoss(ABC, nn.Module):
             compared. Defaults to None.
         takes_empty (bool): Whether it has a value for outputs without
             elements; otherwise theirs is 0. Defaults to False.
+        part (Tensor, optional): Scalar that the loss and its weight are
+            multiplied by, which :meth:`set_progress` changes. Defaults to
+            None: 1 throughout.
 
     Examples:
         >>> from mmengine.registry import MODELS
@@ -43,6 +48,36 @@ class DistillationLoss(ABC, nn.Module):
     last_layer_only = False
     layer: str | None = None
     takes_empty = False
+    part: Tensor | None = None
+    fades: str | None = None
+
+    def fade(self, which: str | None) -> None:
+        """Have the loss fade over the training, along a cosine.
+
+        Args:
+            which (str, optional): 'out': from its weight to 0; 'in': from 0
+                to its weight; None: neither.
+
+        Raises:
+            ValueError: If it is another value.
+        """
+        if which not in (None, 'in', 'out'):
+            raise ValueError(f"fades must be 'in', 'out' or None, got "
+                             f'{which!r}')
+        self.fades = which
+        # A tensor, so that no compiled graph has it as a constant.
+        self.part = None if which is None else torch.ones(())
+        self.set_progress(0.0)
+
+    def set_progress(self, share: float) -> None:
+        """Set :attr:`part`.
+
+        Args:
+            share (float): How much of the training is over, 0 to 1.
+        """
+        if self.part is not None:
+            left = (1 + math.cos(math.pi * share)) / 2
+            self.part.fill_(left if self.fades == 'out' else 1 - left)
 
     @abstractmethod
     def forward(self, student: Tensor, teacher: Tensor,
@@ -80,12 +115,12 @@ class DistillationLoss(ABC, nn.Module):
 
 
 def with_share(loss: Tensor | list[Tensor],
-               share: float) -> Tensor | list[Tensor]:
+               share: float | Tensor) -> Tensor | list[Tensor]:
     """A loss, or several, with a share of the gradient; the value stays.
 
     Args:
         loss (Tensor | list[Tensor]): As a model of MMEngine returns it.
-        share (float): Factor on the gradient.
+        share (float | Tensor): Factor on the gradient.
     """
     if isinstance(loss, (list, tuple)):
         return [with_share(each, share) for each in loss]
@@ -126,6 +161,9 @@ class CSDLoss(DistillationLoss):
         sync (bool): Whether batch statistics are those of all processes'
             joint batch, at the price of one collective a layer. Defaults to
             False: each process's own, as in batch norm.
+        fades (str, optional): Whether lambda falls to 0 over the training,
+            'out', or rises from it, 'in', along a cosine. Defaults to None:
+            it stays.
 
     Raises:
         ValueError: If an option has another value than these.
@@ -147,7 +185,8 @@ class CSDLoss(DistillationLoss):
                  reduction: str = 'mean',
                  statistics: str = 'batch',
                  eps: float = 1e-5,
-                 sync: bool = False) -> None:
+                 sync: bool = False,
+                 fades: str | None = None) -> None:
         super().__init__()
         if reduction not in ('mean', 'channel_sum', 'sum'):
             raise ValueError("reduction must be 'mean', 'channel_sum' or "
@@ -160,6 +199,7 @@ class CSDLoss(DistillationLoss):
                              f'{loss_weight!r}')
         if not is_number(eps, 0) or eps == 0:
             raise ValueError(f'eps must be a number > 0, got {eps!r}')
+        self.fade(fades)
         self.loss_weight = loss_weight
         self.reduction = reduction
         self.statistics = statistics
@@ -221,7 +261,7 @@ class CSDLoss(DistillationLoss):
         return (f'loss_weight={self.loss_weight}, '
                 f'reduction={self.reduction!r}, '
                 f'statistics={self.statistics!r}, eps={self.eps}, '
-                f'sync={self.sync}')
+                f'sync={self.sync}, fades={self.fades!r}')
 
 
 # -- the logits: the usual knowledge distillation -------------------------
@@ -241,6 +281,7 @@ class LogitKD(DistillationLoss):
         temperature (float): T. Defaults to 4.0.
         layer (str, optional): Name pattern of the layer whose output the
             logits are. Defaults to None: as above.
+        fades (str, optional): As in :class:`CSDLoss`. Defaults to None.
 
     Raises:
         ValueError: If ``loss_weight`` is negative, ``temperature`` is not
@@ -261,8 +302,10 @@ class LogitKD(DistillationLoss):
     def __init__(self,
                  loss_weight: float = 1.0,
                  temperature: float = 4.0,
-                 layer: str | None = None) -> None:
+                 layer: str | None = None,
+                 fades: str | None = None) -> None:
         super().__init__()
+        self.fade(fades)
         if not is_number(loss_weight, 0):
             raise ValueError('loss_weight must be a number >= 0, got '
                              f'{loss_weight!r}')
@@ -306,4 +349,5 @@ class LogitKD(DistillationLoss):
 
     def extra_repr(self) -> str:
         return (f'loss_weight={self.loss_weight}, '
-                f'temperature={self.temperature}, layer={self.layer!r}')
+                f'temperature={self.temperature}, layer={self.layer!r}, '
+                f'fades={self.fades!r}')

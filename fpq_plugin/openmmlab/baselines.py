@@ -77,7 +77,7 @@ class Baselines:
             runner (Runner): The runner.
             metrics (Mapping): What the validation gave.
         """
-        metric = self.scores.get('metric')
+        metric = self.scores.get('metric', '')
         if metric not in metrics:
             return
         self._trained = float(metrics[metric])

@@ -240,7 +240,7 @@ def quantizers_of(checkpoint: Mapping[str, Any],
     """The descriptions of a checkpoint's quantizers, by name.
 
     Release 0.1.0 wrote none. Its checkpoints hold their config, as text, and
-    what that would make of the model is described instead.
+    what that makes of the model, with 0.1.0's defaults, is described instead.
 
     Args:
         checkpoint (Mapping): The checkpoint.
@@ -256,7 +256,7 @@ def quantizers_of(checkpoint: Mapping[str, Any],
         return found
     twin = to_float(copy.deepcopy(model))
     try:
-        convert_mm_model(twin, Recipe.of(options))
+        convert_mm_model(twin, Recipe.of({'preset': 'paper', **options}))
     except (TypeError, ValueError, ImportError, AttributeError):
         return {}  # another release's options; keys and shapes still tell
     return {name: describe(quantizer)

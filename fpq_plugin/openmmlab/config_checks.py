@@ -110,7 +110,8 @@ def refuse_unread(cfg: Config, key: str, used: dict[str, Any]) -> None:
                 'full-precision config')
     recipe = Recipe.of(used)
     for option in Recipe.options():
-        if option in cfg and _asks_otherwise(option, cfg[option], recipe):
+        if (option in cfg and not _is_said(option, cfg[option], used)
+                and _asks_otherwise(option, cfg[option], recipe)):
             raise ValueError(
                 f'{option}: nobody reads it at the top level of the config. '
                 f'Set {_as_option(key)}.{option}; a variable of your own '
@@ -137,7 +138,8 @@ def _refuse_other_fragment(cfg: Config, key: str, written: dict[str, Any],
             said[-1:] == [_plain(cfg.fpq)]):
         return  # it has read the fragment, and says otherwise on purpose
     for option, value in written.items():
-        if _meaning(asked, option) == _meaning(recipe, option):
+        if (_meaning(asked, option) == _meaning(recipe, option)
+                or _is_said(option, value, used)):
             continue
         if option in used and not _changed_later(option, value, used, said):
             continue
@@ -154,9 +156,10 @@ def _changed_later(option: str, value: Any, used: dict[str, Any],
     """Whether the top level changed after the hook had read it."""
     if said is None:
         # Nothing tells; what equals the default was hardly set on purpose.
-        plain = Recipe.of({})
-        return _meaning(Recipe.of({option: used[option]}), option) == (
-            _meaning(plain, option))
+        preset = {} if option == 'preset' else {
+            k: v for k, v in used.items() if k == 'preset'}
+        own = Recipe.of({**preset, option: used[option]})
+        return _meaning(own, option) == _meaning(Recipe.of(preset), option)
     texts = [each.get(option) for each in said if isinstance(each, Mapping)]
     if not texts or texts[-1] != _plain(value):
         return True  # --cfg-options
@@ -174,10 +177,15 @@ def _said(cfg: Config) -> list[Any] | None:
 def _asks_otherwise(option: str, value: Any, recipe: Recipe) -> bool:
     """Whether a variable of an option's name could be meant as the option."""
     try:
-        asked = Recipe.of({option: value})
+        asked = Recipe.of({'preset': recipe.preset, option: value})
     except (TypeError, ValueError, ImportError):
         return False  # teacher = dict(...): something else of this name
     return _meaning(asked, option) != _meaning(recipe, option)
+
+
+def _is_said(option: str, value: Any, used: Mapping[str, Any]) -> bool:
+    """Whether the hook has the option too, in the same words."""
+    return option in used and _plain(used[option]) == _plain(value)
 
 
 def _meaning(recipe: Recipe, option: str) -> Any:

@@ -258,7 +258,8 @@ class FPQHook(RunAware):
                           data_batch: Any = None) -> None:
         """Tell the session which iteration this is."""
         if self.session is not None:
-            self.session.start_iteration(runner.iter)
+            self.session.start_iteration(
+                runner.iter, getattr(runner.train_loop, 'max_iters', None))
 
     def after_train_iter(self,
                          runner: Runner,

@@ -15,8 +15,9 @@ from torch import nn
 
 from .._compat.restoring import same_randomness
 from ..convert import refuse_wrapped
+from ..distillation.compared import logits_layer
 from ..layer_table import LayerTable
-from ..layers import Backend, get_backend, quantized_type
+from ..layers import Backend, get_backend, quantized_layers, quantized_type
 from ..layers.routing import register_names
 from ..options import matches
 from ..recipe import Recipe
@@ -109,6 +110,26 @@ def is_self_supervised(model: nn.Module) -> bool:
     """
     return any(kind.__name__ == 'BaseSelfSupervisor'
                for kind in type(model).__mro__)
+
+
+def has_logits(model: nn.Module) -> bool:
+    """Whether ``model`` is a classifier of mmpretrain with one softmax.
+
+    Its last quantized layer is the linear one of its head. One of several
+    tasks, or whose classes do not exclude each other, is not.
+
+    Args:
+        model (nn.Module): A converted model, without a wrapper.
+    """
+    if not any(kind.__name__ == 'BaseClassifier'
+               for kind in type(model).__mro__):
+        return False
+    layers = quantized_layers(model)
+    name = logits_layer(list(layers))
+    loss = getattr(getattr(model, 'head', None), 'loss_module', None)
+    return (isinstance(layers[name], nn.Linear) and name.startswith('head.')
+            and not name.startswith('head.task_heads.')
+            and not getattr(loss, 'use_sigmoid', False))
 
 
 def layers_of_targets(model: nn.Module, backend: Backend) -> list[str]:

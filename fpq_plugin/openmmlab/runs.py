@@ -32,6 +32,7 @@ from .guards import (
 )
 from .model_families import (
     behind_proposals,
+    has_logits,
     is_loss_mode,
     teacher_forward,
     unwrap,
@@ -196,7 +197,7 @@ class TrainingSession:
             self.distiller = Distiller(
                 model,
                 teacher,
-                recipe.losses(),
+                recipe.losses(has_logits(model)),
                 run_teacher=teacher_forward(model),
                 condition=is_loss_mode,
                 warn=warn,
@@ -214,10 +215,12 @@ class TrainingSession:
         for optimizer in optimizers:
             self._handles += bound_changes(optimizer, bounds)
 
-    def start_iteration(self, iteration: int) -> None:
-        """Tell SFP which training iteration begins."""
+    def start_iteration(self, iteration: int, iterations: int | None) -> None:
+        """Tell SFP and the losses which iteration begins, and of how many."""
         if self._clock is not None:
             self._clock.start_iteration(iteration)
+        if self.distiller is not None and iterations:
+            self.distiller.set_progress(min(iteration / iterations, 1.0))
 
     def distilled_nothing(self) -> bool:
         """Whether the last training forward compared no layer, and should."""
@@ -288,6 +291,10 @@ def undistilled(recipe: Recipe, model: nn.Module,
                 log: Callable[[str], Any]) -> list[str]:
     """Patterns of layers that the distillation leaves out."""
     picked = behind_proposals(model) if recipe.distillation else []
+    if recipe.losses() and len(recipe.losses(has_logits(model))) < len(
+            recipe.losses()):
+        log('FPQ distills by CSD alone: the model is no classifier whose '
+            'head gives the logits of one softmax')
     if picked:
         log(f'FPQ does not distill {", ".join(picked)}: student and teacher '
             'work on other proposals there')

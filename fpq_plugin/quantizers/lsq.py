@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from mmengine.dist import get_world_size
 from mmengine.registry import MODELS
@@ -9,7 +12,24 @@ from torch import Tensor, nn
 
 from .._compat.tracing import is_exporting
 from .base_fake_quantize import BaseFakeQuantize
+from .description import KEY
 from .fake_quantize_function import positive_step
+
+FORMER_DEFAULT = ('LSQFakeQuantize was the default up to 0.1.0 and is '
+                  "preset='paper' now")
+
+
+def is_of_lsq(state: Mapping[str, Any], prefix: str,
+              description: Mapping[str, Any]) -> bool:
+    """Whether a state has LSQ's ``scale``, not its logarithm, for one.
+
+    Args:
+        state (Mapping[str, Tensor]): A state dict.
+        prefix (str): What the quantizer's keys begin with.
+        description (Mapping): What is stored of it; empty: keys tell.
+    """
+    kind = description.get('type', LSQFakeQuantize.__name__)
+    return f'{prefix}scale' in state and kind == LSQFakeQuantize.__name__
 
 
 @MODELS.register_module()
@@ -103,6 +123,15 @@ class LogLSQFakeQuantize(LSQFakeQuantize):
     def grad_factor(self, x: Tensor) -> float:
         """1: the logarithm needs no factor."""
         return 1.0
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
+                              missing_keys, unexpected_keys, error_msgs):
+        super()._load_from_state_dict(state_dict, prefix, local_metadata,
+                                      strict, missing_keys, unexpected_keys,
+                                      error_msgs)
+        if is_of_lsq(state_dict, prefix, local_metadata.get(KEY, {})):
+            # Without strict=True a missing step would go unnoticed.
+            error_msgs.append(f'{prefix}scale: {FORMER_DEFAULT}')
 
 
 @MODELS.register_module()
