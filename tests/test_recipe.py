@@ -94,7 +94,7 @@ def test_perturbation_and_distillation_change_the_preset_where_they_speak():
     recipe = Recipe(perturbation=dict(where='before'),
                     distillation=dict(loss_weight=5.0))
     assert recipe.perturbation == dict(
-        type='StochasticFeaturePerturbation', p=0.1, where='before')
+        type='StochasticFeaturePerturbation', p=0.5, where='before')
     assert recipe.distillation == (dict(type='CSDLoss', loss_weight=5.0), )
     other = Recipe(distillation=dict(type='LogitKD'))
     assert other.distillation == (dict(type='LogitKD'), )
@@ -110,7 +110,7 @@ def test_a_class_counts_as_its_name():
         distillation=dict(type=CSDLoss, loss_weight=2.0),
         overrides={'2': dict(weight=dict(type=LSQFakeQuantize, bits=3))})
     assert recipe.weight == dict(type='LSQFakeQuantize', bits=4)
-    assert recipe.perturbation['p'] == 0.1
+    assert recipe.perturbation['p'] == 0.5
     assert recipe.distillation[0]['type'] == 'CSDLoss'
     assert recipe.convert(model())[1].weight_bits == 3
 
@@ -184,8 +184,21 @@ def test_its_line_tells_all_parts():
     line = Recipe(preset='recommended', bits='w2a32').describe()
     assert line == (
         "preset 'recommended': weight LogLSQFakeQuantize(bits=2), activation "
-        'off, perturbation StochasticFeaturePerturbation(p=0.1), '
-        'distillation CSDLoss(loss_weight=1.0) (mean)')
+        'off, perturbation StochasticFeaturePerturbation(p=0.5), '
+        "distillation CSDLoss(loss_weight=1.0, fades='out') + "
+        "LogitKD(loss_weight=3.0, temperature=4.0, fades='in') (mean)")
+
+
+def test_a_model_without_logits_gets_csd_alone():
+    csd, = Recipe().losses(has_logits=False)
+    assert (csd.label, csd.loss_weight, csd.part) == ('csd', 1.0, None)
+    assert [each.label for each in Recipe().losses()] == ['csd', 'kd']
+    for distillation in (dict(type='LogitKD'), [dict(type='LogitKD')]):
+        own, = Recipe(distillation=distillation).losses(has_logits=False)
+        assert own.label == 'kd'
+    assert Recipe(distillation=None).losses(has_logits=False) == []
+    paper, = Recipe(preset='paper').losses(has_logits=False)
+    assert paper.label == 'csd'
     assert Recipe(distillation=None).describe().endswith('distillation off')
 
 

@@ -315,6 +315,46 @@ def test_the_mean_objective_by_its_formula():
     torch.testing.assert_close(distiller.mean_with(task), expected)
 
 
+@pytest.mark.parametrize(('share', 'csd_part', 'kd_part'), [
+    (0.0, 1.0, 0.0), (0.25, 0.8535534, 0.1464466), (0.5, 0.5, 0.5),
+    (1.0, 0.0, 1.0)])
+def test_losses_fade_along_a_cosine(share, csd_part, kd_part):
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    teacher = copy.deepcopy(student)
+    convert(student)
+    x = torch.randn(20, 4)
+    calibrate(student, [x])
+
+    def run(**fades):
+        distiller = Distiller(
+            copy.deepcopy(student), teacher,
+            [CSDLoss(2.0, fades=fades.get('csd')),
+             LogitKD(3.0, fades=fades.get('kd'))])
+        distiller.set_progress(share)
+        return distiller
+
+    steady, fading = run(), run(csd='out', kd='in')
+    values = []
+    for distiller in (steady, fading):
+        own = copy.deepcopy(student)
+        distiller = Distiller(own, teacher, distiller.criteria)
+        task = own(x).square().mean()
+        values.append((distiller.losses(), distiller.loss(), task,
+                       distiller.mean_with(task)))
+    (plain, *_), (faded, total, task, mean) = values
+    wanted = csd_part * plain['csd'], kd_part * plain['kd']
+    torch.testing.assert_close((faded['csd'], faded['kd']), wanted)
+    torch.testing.assert_close(total, sum(wanted))
+    torch.testing.assert_close(
+        mean, (task + sum(wanted)) / (1 + 2 * csd_part + 3 * kd_part))
+
+
+def test_a_loss_fades_in_or_out_or_not():
+    with pytest.raises(ValueError, match="fades must be 'in', 'out' or None"):
+        CSDLoss(fades='up')
+
+
 @pytest.mark.parametrize('share', [0.25, 1.0])
 def test_a_share_of_the_gradient_leaves_the_value(share):
     x = torch.tensor([1.7, -3.3], requires_grad=True)
