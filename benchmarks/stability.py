@@ -51,14 +51,9 @@ RECIPES: dict[str, dict | None] = {
         weight=LSQ, activation=dict(LSQ, observer='mse')),
     'ranges of min and max': dict(activation=dict(observer='min_max')),
     'sum of the losses': dict(objective='sum'),
-    'logits': dict(
-        perturbation=dict(p=0.5),
+    'logits alone': dict(
         distillation=dict(type='LogitKD', loss_weight=3.0, temperature=4.0)),
-    **{f'fade kd={kd} p={p}': dict(
-        perturbation=dict(p=p),
-        distillation=[dict(type='CSDLoss', fades='out'), dict(
-            type='LogitKD', loss_weight=kd, temperature=4.0, fades='in')])
-       for kd in (1.0, 3.0) for p in (0.1, 0.5)},
+    'layers alone': dict(distillation=dict(type='CSDLoss')),
     'no distillation': dict(perturbation=None, distillation=None),
     'no noise': dict(perturbation=None),
 }

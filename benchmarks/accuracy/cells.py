@@ -81,28 +81,7 @@ METHODS: dict[str, tuple[str, dict]] = {
     'fpq last stage': ('fpq', {'distill_skip': [
         'backbone.conv1', 'backbone.layer1', 'backbone.layer2']}),
 }
-_CSD_KD = [dict(type='CSDLoss'), dict(type='LogitKD')]
-METHODS.update({
-    'recommended': ('recommended', {}),
-    'recommended csd=1 kd=1': ('recommended', {'distillation': _CSD_KD}),
-    'recommended csd=1 kd=3 p=0.5': ('recommended', {
-        'distillation': [_CSD_KD[0], dict(_CSD_KD[1], loss_weight=3.0)],
-        'perturbation': dict(p=0.5)}),
-    'recommended kd=3 p=0.5': ('recommended', {
-        'distillation': dict(_CSD_KD[1], loss_weight=3.0),
-        'perturbation': dict(p=0.5)}),
-    **{f'recommended lambda={weight}': (
-        'recommended', {'distillation': dict(_CSD_KD[0], loss_weight=weight)})
-       for weight in (3.0, 10.0)},
-    'recommended csd=3 kd=3 p=0.5': ('recommended', {
-        'distillation': [dict(each, loss_weight=3.0) for each in _CSD_KD],
-        'perturbation': dict(p=0.5)}),
-    **{f'fade kd={kd} p={p}': ('recommended', {
-        'distillation': [dict(_CSD_KD[0], fades='out'), dict(
-            _CSD_KD[1], loss_weight=kd, fades='in')],
-        'perturbation': dict(p=p)}) for kd in (1.0, 3.0) for p in (0.1, 0.5)},
-    'recommended sum': ('recommended', {'objective': 'sum'}),
-})
+METHODS['recommended'] = 'recommended', {}
 _SFP = {'_delete_': True, 'type': 'StochasticFeaturePerturbation'}
 
 

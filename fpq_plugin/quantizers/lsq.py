@@ -131,7 +131,9 @@ class LogLSQFakeQuantize(LSQFakeQuantize):
                                       error_msgs)
         if is_of_lsq(state_dict, prefix, local_metadata.get(KEY, {})):
             # Without strict=True a missing step would go unnoticed.
-            error_msgs.append(f'{prefix}scale: {FORMER_DEFAULT}')
+            error_msgs.append(
+                f'{prefix}scale: {FORMER_DEFAULT}, without a Runner '
+                "fpq_plugin.Recipe(preset='paper').convert(model)")
 
 
 @MODELS.register_module()
