@@ -69,7 +69,7 @@ def test_a_layer_that_the_optimizer_does_not_have_is_named():
     model = net()
     optimizer = torch.optim.SGD(model[:2].parameters(), lr=0.1)
     before = copy.deepcopy(optimizer.state_dict())
-    with pytest.raises(ValueError, match='2.weight_quantizer.scale in 0 gro'):
+    with pytest.raises(ValueError, match='2.weight_quantizer.log_scale in 0'):
         separate_scales(model, [optimizer])
     assert optimizer.state_dict() == before
 
@@ -78,7 +78,7 @@ def test_a_scale_in_two_optimizers_is_named():
     model = net()
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.1)
                   for _ in range(2)]
-    with pytest.raises(ValueError, match='0.weight_quantizer.scale in 2 gro'):
+    with pytest.raises(ValueError, match='0.weight_quantizer.log_scale in 2'):
         separate_scales(model, optimizers)
 
 
@@ -133,7 +133,7 @@ def test_pacts_clip_has_its_own_weight_decay(many):
                 assert names[id(p)] not in found
                 found[names[id(p)]] = (group['lr'], group['weight_decay'])
         assert found['0.input_quantizer.clip'] == (lr, 0.03)
-        assert found['1.weight_quantizer.scale'] == (lr, 0.0)
+        assert found['1.weight_quantizer.log_scale'] == (lr, 0.0)
         assert found['1.weight'] == (0.1, 1e-4)
         assert set(found) == set(names.values())
 

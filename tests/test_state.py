@@ -84,6 +84,34 @@ def test_keys_and_shapes_tell_where_nothing_is_described(kind):
     refuse_other_quantization(converted(), state, 'it', '')
 
 
+@pytest.mark.parametrize('described', [True, False])
+@pytest.mark.parametrize('backend', ['torch_ao', 'brevitas'])
+def test_the_way_out_of_the_former_default_is_told(described, backend):
+    """``scale`` of LSQ, as 0.1.0 wrote it, for the ``log_scale`` of now."""
+    lsq = dict(type='LSQFakeQuantize', bits=4)
+    model = converted(backend=backend)
+    old = converted(weight=lsq, activation=lsq, backend=backend)
+    saved = old.state_dict() if described else dict(old.state_dict())
+    assert '0.weight_quantizer.scale' in saved
+    told = (r"LSQFakeQuantize was the default up to 0\.1\.0 and is "
+            r"preset='paper' now")
+    with pytest.raises(ValueError, match=f'otherwise: .*{told}. Mend it'):
+        refuse_other_quantization(model, saved, 'it', 'Mend it.',
+                                  stored_quantizers(dict(state_dict=saved)))
+    with pytest.raises(ValueError, match=f'model to fill: .*{told}. Convert'):
+        load_state_dict(model, saved)
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match=told + r'.*\.convert\(model'):
+            model.load_state_dict(saved, strict=strict)
+    refuse_other_quantization(old, saved, 'it', '')
+    # Others were no default.
+    saved = converted(weight=dict(type='DoReFaFakeQuantize', bits=4),
+                      activation=None).state_dict()
+    with pytest.raises(ValueError, match='DoReFa(?!(.|\n)*preset)'):
+        refuse_other_quantization(model, saved, 'it', '',
+                                  stored_quantizers(dict(state_dict=saved)))
+
+
 @pytest.mark.parametrize('same', [
     {}, dict(perturbation=dict(p=0.5)), dict(backend='brevitas'),
     dict(weight=dict(bits=4, observer='mse'))])

@@ -21,10 +21,10 @@ from fpq_plugin.openmmlab.checkpoints import quantizers_of
 
 OTHERS = {
     'DoReFa': (dict(weight=dict(type='DoReFaFakeQuantize', bits=4)),
-               r'mix.weight_quantizer: LSQFakeQuantize in the checkpoint, '
-               'DoReFaFakeQuantize in the config'),
+               r'mix.weight_quantizer: (Log)?LSQFakeQuantize in the '
+               'checkpoint, DoReFaFakeQuantize in the config'),
     'PACT': (dict(activation=dict(type='PACTFakeQuantize', bits=4)),
-             'mix.input_quantizer: LSQFakeQuantize.* PACTFakeQuantize'),
+             'mix.input_quantizer: (Log)?LSQFakeQuantize.* PACTFakeQuantize'),
     'per tensor': (dict(weight=dict(bits=4, per_channel=False)),
                    'per channel in the checkpoint, per tensor in the config'),
     'torch.ao': (dict(weight=dict(type='TorchAOFakeQuantize', bits=4)),
@@ -40,9 +40,15 @@ OTHERS = {
 
 
 @pytest.fixture
-def trained(tmp_path):
-    """The config of a W4A4 LSQ run, and its checkpoint."""
-    cfg = config(tmp_path, load_from=start(tmp_path))
+def preset():
+    """The default; tests name another one."""
+    return 'recommended'
+
+
+@pytest.fixture
+def trained(tmp_path, preset):
+    """The config of a W4A4 run, and its checkpoint."""
+    cfg = config(tmp_path, dict(preset=preset), load_from=start(tmp_path))
     train(cfg)
     return cfg, f'{cfg.work_dir}/epoch_1.pth'
 
@@ -55,14 +61,17 @@ def undescribed(path):
     torch.save(content, path)
 
 
-@pytest.mark.parametrize('old', [False, True], ids=['', 'of 0.1.0'])
+@pytest.mark.parametrize(
+    ('preset', 'old'), [('recommended', False), ('paper', False),
+                        ('paper', True)],
+    ids=['recommended', 'paper', 'of 0.1.0'])
 @pytest.mark.parametrize(('other', 'message'), OTHERS.values(), ids=OTHERS)
 def test_other_quantizers_are_refused_wherever_they_load(
-        trained, tmp_path, other, message, old):
+        trained, tmp_path, other, message, preset, old):
     cfg, path = trained
     if old:
         undescribed(path)
-    given = config(tmp_path, other, run='other')
+    given = config(tmp_path, dict(other, preset=preset), run='other')
     given.load_from = path
     ways = [lambda: load_model(given, path),
             lambda: export_checkpoint(given, path, tmp_path / 'm.onnx')]
@@ -94,6 +103,33 @@ def test_what_changes_no_number_is_no_hindrance(trained, tmp_path, same):
     x = torch.linspace(-1, 1, 32).view(8, 4)
     torch.testing.assert_close(
         load_model(config(tmp_path, same), path)(x), load_model(cfg, path)(x))
+
+
+LSQ = dict(type='LSQFakeQuantize', bits=4)
+
+
+@pytest.mark.parametrize('options', [
+    dict(weight=dict(bits=4), activation=dict(bits=4)),
+    dict(weight=LSQ, activation=LSQ)])
+@pytest.mark.parametrize('preset', ['paper'])
+def test_an_old_checkpoint_has_the_defaults_of_its_release(
+        trained, tmp_path, options):
+    """Its config names no preset, which is not today's default then."""
+    cfg, path = trained
+    undescribed(path)
+    content = torch.load(path, weights_only=True)
+    content['meta']['cfg'] = ('default_hooks = dict(fpq=dict(type="FPQHook", '
+                              + ', '.join(f'{k}={v!r}' for k, v in
+                                          options.items()) + '))')
+    torch.save(content, path)
+    model = load_model(cfg, path)
+    assert {each['type'] for each in quantizers_of(
+        content, model).values()} == {'LSQFakeQuantize'}
+    today = config(tmp_path, run='today')
+    with pytest.raises(ValueError, match='LSQFakeQuantize in the checkpoint, '
+                       'LogLSQFakeQuantize in the config.*up to 0.1.0 and is '
+                       "preset='paper' now. Use the config"):
+        load_model(today, path)
 
 
 def test_an_old_checkpoint_of_unknown_options_is_read_by_its_keys(trained):

@@ -14,7 +14,7 @@ from fpq_plugin import FPQHook
 from fpq_plugin.openmmlab.config_checks import recipe_of, refuse_unread
 
 FRAGMENT = """
-fpq = dict(type='FPQHook', weight=dict(type='LSQFakeQuantize', bits=4),
+fpq = dict(type='FPQHook', weight=dict(type='LogLSQFakeQuantize', bits=4),
            perturbation=dict(p=0.3), skip=[])
 """
 HOOK = 'default_hooks = dict(fpq=_base_.fpq)\n'
@@ -97,6 +97,12 @@ def test_options_that_nobody_reads_are_refused(runner_of, lines, options,
     (PLAIN, [], 4),
     ("bases = ['base.py']\nbits = 'w4a4'\n"
      "default_hooks = dict(fpq=dict(type='FPQHook', bits=bits))", [], 4),
+    ("bases = ['base.py']\nbits, preset = 'w4a4', 'paper'\n"
+     'weight = dict(bits=4, per_channel=False)\n'
+     "default_hooks = dict(fpq=dict(type='FPQHook', preset=preset, bits=bits,"
+     'weight=weight, perturbation=dict(p=0.3)))', [], 4),
+    (PLAIN.replace('bits=', "preset='paper', bits=") + "bits = 'w4a4'", [],
+     4),
     (PLAIN + "teacher = dict(type='Three')\nweight = 0.5", [], 4),
     (PLAIN + "fpq = dict(type='MyOwn')", [], 4),
 ])
@@ -107,6 +113,17 @@ def test_what_is_read_trains(runner_of, lines, options, bits):
     again = Config.fromstring(runner.cfg.pretty_text, '.py')
     again.work_dir += '_again'
     Runner.from_cfg(again).train()
+
+
+@pytest.mark.parametrize('name', ['fpq', 'fpq_w4a4'])
+def test_a_config_without_a_file_tells_nothing(name):
+    """What the hook has of its preset was hardly set on purpose."""
+    used = Config.fromfile(str(CONFIGS / f'_base_/{name}.py')).fpq.to_dict()
+    fpq = {**used, 'weight': dict(used['weight'], bits=2)}
+    cfg = Config(dict(fpq=fpq, default_hooks=dict(fpq=used)))
+    used.pop('type')
+    with pytest.raises(ValueError, match='^fpq.weight.bits: 2 at the top'):
+        refuse_unread(cfg, 'default_hooks.fpq', used)
 
 
 def test_a_second_hook_that_was_registered(runner_of):

@@ -271,7 +271,7 @@ def test_ema_pairs_with_the_right_parameters(fpq_config, place):
         torch.testing.assert_close(
             average.double(), expected, rtol=1e-5, atol=1e-6, msg=name)
     saved = load_file(f'{cfg.work_dir}/epoch_1.pth')
-    key = 'backbone.conv1.weight_quantizer.scale'
+    key = 'backbone.conv1.weight_quantizer.log_scale'
     assert torch.equal(saved['state_dict'][key], averages[key])
     assert torch.equal(saved['ema_state_dict'][f'module.{key}'],
                        history[-1][key])
@@ -298,7 +298,7 @@ def test_gradient_accumulation_and_iteration_loop(fpq_config):
     cfg.log_processor = dict(by_epoch=False)
     train(cfg)
     state = weights(cfg_dir(cfg) / 'iter_12.pth')
-    assert any(key.endswith('input_quantizer.scale') for key in state)
+    assert any(key.endswith('input_quantizer.log_scale') for key in state)
     assert len(scalars_of(cfg_dir(cfg), 'accuracy/top1')) == 2
 
 
@@ -395,7 +395,7 @@ def test_a_layer_with_two_names(fpq_config, fp, tmp_path):
     head = {'model.head.type': 'TwoNamesHead'}
     train(fpq_config(load_from=str(tmp_path / 'two_names.pth'), **head))
     saved = tmp_path / 'run/epoch_1.pth'
-    assert 'head.same_fc.weight_quantizer.scale' in weights(saved)
+    assert 'head.same_fc.weight_quantizer.log_scale' in weights(saved)
     runner = train(fpq_config(load_from=None, resume=True, **head, **{
         'train_cfg.max_epochs': 2}))
     assert runner.epoch == 2

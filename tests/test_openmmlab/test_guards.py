@@ -1,6 +1,7 @@
 """Averages of a model are refused; what is not finite names the layer."""
 
 import copy
+import math
 import re
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def test_hooks_that_average_a_part(tmp_path, hook):
 
 
 @pytest.mark.parametrize(('model', 'fpq', 'moved'), [
-    (Reference, {}, 'reference.a.weight_quantizer.scale'),
+    (Reference, {}, 'reference.a.weight_quantizer.log_scale'),
     (Pair, dict(skip=['teacher']), 'teacher.a.weight')])
 def test_an_average_that_no_name_tells_of_is_noticed(
         tmp_path, model, fpq, moved, caplog):
@@ -194,9 +195,8 @@ def test_a_step_that_ran_away_names_the_layer(fpq_config):
         def before_train_iter(self, runner, batch_idx, data_batch=None):
             conv = runner.model.backbone.layer3[1].conv2
             with torch.no_grad():
-                for name, parameter in conv.named_parameters():
-                    if not name.startswith('input'):
-                        parameter.mul_(1e20)
+                conv.weight.mul_(1e20)
+                conv.weight_quantizer.log_scale.add_(math.log(1e20))
 
     runner.register_hook(Break())
     with pytest.raises(FloatingPointError,
@@ -222,7 +222,7 @@ def test_a_scale_that_is_not_finite_is_never_saved(fpq_config, by_epoch):
                              outputs=None):
             if runner.iter == 27:
                 with torch.no_grad():
-                    runner.model.head.fc.input_quantizer.scale.fill_(
+                    runner.model.head.fc.input_quantizer.log_scale.fill_(
                         torch.nan)
 
     runner.register_hook(Break())
@@ -254,7 +254,7 @@ def test_steps_that_run_away_are_told_of_once(fpq_config, monkeypatch,
             if runner.iter == 20:  # in epoch 2
                 with torch.no_grad():
                     runner.model.backbone.layer2[
-                        0].conv1.weight_quantizer.scale[0] *= -1e5
+                        0].conv1.weight_quantizer.log_scale[0] += 12
 
     runner.register_hook(RunAway())
     runner.train()

@@ -63,7 +63,7 @@ class NoiseViews(Dataset):
 def runner_of(tmp_path, model, backend='torch_ao', bits=8, **options):
     """Two FPQ iterations on noise, to be run."""
     init_default_scope('mmpretrain')
-    cfg = Config.fromfile(str(CONFIGS / '_base_/fpq_w4a4.py'))
+    cfg = Config.fromfile(str(CONFIGS / '_base_/fpq.py'))
     cfg.merge_from_dict(dict(
         default_scope='mmpretrain',
         model=copy.deepcopy(model),

@@ -125,7 +125,7 @@ def test_an_optimizer_for_each_layer(tmp_path):
     groups = groups_of(runner, *(
         w.optimizer for w in runner.optim_wrapper.values()))
     assert {name: group['lr'] for name, group in groups.items()} == {
-        f'{layer}.{part}_quantizer.scale': lr
+        f'{layer}.{part}_quantizer.log_scale': lr
         for layer, lr in (('a', 0.1), ('b', 0.2), ('c', 0.3))
         for part in ('weight', 'input')}
 
@@ -178,7 +178,7 @@ class Left(OneForEachLayer):
 def test_a_layer_that_the_constructor_leaves_out_is_named(tmp_path):
     runner = Runner.from_cfg(toy_config(tmp_path, optim_wrapper=dict(
         constructor=register(OPTIM_WRAPPER_CONSTRUCTORS, Left))))
-    with pytest.raises(ValueError, match='b.weight_quantizer.scale in 0 gro'):
+    with pytest.raises(ValueError, match='b.weight_quantizer.log_scale in 0'):
         runner.train()
 
 
@@ -283,7 +283,7 @@ def test_a_layer_that_is_only_read(tmp_path):
     ranks = on_ranks(only_read, tmp_path, {})
     for (state, frozen, number), (end, still, iteration) in ranks:
         assert frozen == still == [
-            'b.weight_quantizer.scale', 'b.input_quantizer.scale']
+            'b.weight_quantizer.log_scale', 'b.input_quantizer.log_scale']
         assert (number, iteration) == (3, 6)
         assert not torch.equal(state['b.weight'], end['b.weight'])
     for number in (0, 1):
@@ -304,7 +304,7 @@ def test_options_of_the_wrapper_change_nothing(tmp_path):
     one, two = on_ranks(with_each_option, tmp_path)
     plain = one[0][0]
     assert one[0][1] == []
-    assert sum(key.endswith('quantizer.scale') for key in plain) == 6
+    assert sum(key.endswith('quantizer.log_scale') for key in plain) == 6
     for state, *_ in (*one, *two):
         equal(state, plain)
 
@@ -314,7 +314,7 @@ def test_in_one_process_idle_quantizers_are_frozen_too(tmp_path):
     runner.train()
     assert {n: p.requires_grad
             for n, p in quantizer_parameters(runner.model).items()} == {
-        f'{layer}.{part}_quantizer.scale': layer != 'b'
+        f'{layer}.{part}_quantizer.log_scale': layer != 'b'
         for layer in 'abc' for part in ('weight', 'input')}
 
 

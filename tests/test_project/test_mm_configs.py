@@ -76,6 +76,7 @@ def test_methods_are_what_they_are_called(name, tmp_path):
     assert quantizers == {
         'lsq_plus': ('LSQPlusFakeQuantize', ) * 2,
         'pact': ('DoReFaFakeQuantize', 'PACTFakeQuantize'),
+        'recommended': ('LogLSQFakeQuantize', ) * 2,
         'torch_ao': ('TorchAOFakeQuantize', ) * 2,
     }.get(name, ('LSQFakeQuantize', ) * 2)
     assert layer.weight_quantizer.is_per_channel == (name != 'per_tensor')
@@ -84,6 +85,7 @@ def test_methods_are_what_they_are_called(name, tmp_path):
         'fpq': 'StochasticFeaturePerturbation',
         'fpq_kd': 'StochasticFeaturePerturbation',
         'per_tensor': 'StochasticFeaturePerturbation',
+        'recommended': 'StochasticFeaturePerturbation',
         'sfp': 'StochasticFeaturePerturbation',
         'sfp_kd': 'StochasticFeaturePerturbation',
         'weight_noise': 'StochasticWeightPerturbation',

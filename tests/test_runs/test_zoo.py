@@ -64,7 +64,7 @@ def run(tmp_path, name, backend, backbone=None, **more):
     init_default_scope('mmpretrain')
     kind, channels = BACKBONES[name]
     tokens, lenet = 'vit' in name or name == 'beit', name == 'lenet'
-    cfg = Config.fromfile(str(CONFIGS / '_base_/fpq_w4a4.py'))
+    cfg = Config.fromfile(str(CONFIGS / '_base_/fpq.py'))
     cfg.merge_from_dict(dict(
         default_scope='mmpretrain',
         model=dict(
@@ -84,12 +84,12 @@ def run(tmp_path, name, backend, backbone=None, **more):
         train_cfg=dict(by_epoch=True, max_epochs=1),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
         default_hooks=dict(logger=dict(type='LoggerHook', interval=1),
-                           fpq=dict(cfg.fpq, backend=backend)),
+                           fpq=dict(cfg.fpq, backend=backend,
+                                    calibration=dict(num_images=4))),
         randomness=dict(seed=0),
         work_dir=str(tmp_path / 'run'),
         experiment_name=tmp_path.name,
         load_from=str(tmp_path / 'fp.pth')))
-    cfg.default_hooks.fpq.calibration.num_images = 4
     cfg.merge_from_dict(more)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
@@ -150,7 +150,7 @@ def test_checkpointed_layers_train(tmp_path, backend, name):
     assert len(scalars_of(tmp_path / 'run', 'loss_csd')) == 2
     start, state = torch.load(tmp_path / 'fp.pth'), runner.model.state_dict()
     for layer in quantized_layers(runner.model):
-        for part in ('weight', 'input_quantizer.scale'):
+        for part in ('weight', 'input_quantizer.log_scale'):
             key = f'{layer}.{part}'
             assert key not in start or not torch.equal(start[key], state[key])
 
