@@ -7,7 +7,7 @@ the wrappers around a model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from mmengine.model import BaseTTAModel, is_model_wrapper
@@ -20,6 +20,7 @@ from ..layer_table import LayerTable
 from ..layers import Backend, get_backend, quantized_layers, quantized_type
 from ..layers.routing import register_names
 from ..options import matches
+from ..quantizers import named_quantizers
 from ..recipe import Recipe
 from .guards import frozen_twins, refuse_averaged
 
@@ -112,14 +113,17 @@ def is_self_supervised(model: nn.Module) -> bool:
                for kind in type(model).__mro__)
 
 
-def has_logits(model: nn.Module) -> bool:
+def has_logits(model: nn.Module, skip: Iterable[str] = ()) -> bool:
     """Whether ``model`` is a classifier of mmpretrain with one softmax.
 
-    Its last quantized layer is the linear one of its head. One of several
-    tasks, or whose classes do not exclude each other, is not.
+    Its last quantized layer is the linear one of its head, which a forward
+    calls. One of several tasks, or whose classes do not exclude each other,
+    is not.
 
     Args:
-        model (nn.Module): A converted model, without a wrapper.
+        model (nn.Module): A converted and calibrated model, without a
+            wrapper.
+        skip (Iterable[str]): Name patterns of layers that are not distilled.
     """
     if not any(kind.__name__ == 'BaseClassifier'
                for kind in type(model).__mro__):
@@ -129,7 +133,10 @@ def has_logits(model: nn.Module) -> bool:
     loss = getattr(getattr(model, 'head', None), 'loss_module', None)
     return (isinstance(layers[name], nn.Linear) and name.startswith('head.')
             and not name.startswith('head.task_heads.')
-            and not getattr(loss, 'use_sigmoid', False))
+            and not getattr(loss, 'use_sigmoid', False)
+            and not any(matches(name, pattern) for pattern in skip)
+            and not any(quantizer.is_idle() for quantizer
+                        in named_quantizers(layers[name]).values()))
 
 
 def layers_of_targets(model: nn.Module, backend: Backend) -> list[str]:

@@ -197,7 +197,7 @@ class TrainingSession:
             self.distiller = Distiller(
                 model,
                 teacher,
-                recipe.losses(has_logits(model)),
+                recipe.losses(has_logits(model, distill_skip)),
                 run_teacher=teacher_forward(model),
                 condition=is_loss_mode,
                 warn=warn,
@@ -291,11 +291,11 @@ def undistilled(recipe: Recipe, model: nn.Module,
                 log: Callable[[str], Any]) -> list[str]:
     """Patterns of layers that the distillation leaves out."""
     picked = behind_proposals(model) if recipe.distillation else []
-    if recipe.losses() and len(recipe.losses(has_logits(model))) < len(
-            recipe.losses()):
-        log('FPQ distills by CSD alone: the model is no classifier whose '
-            'head gives the logits of one softmax')
+    skip = [*recipe.distill_skip, *picked]
+    if len(recipe.losses(has_logits(model, skip))) < len(recipe.losses()):
+        log('FPQ distills by CSD alone: the last layer does not give the '
+            'logits of one softmax, or is not distilled')
     if picked:
         log(f'FPQ does not distill {", ".join(picked)}: student and teacher '
             'work on other proposals there')
-    return [*recipe.distill_skip, *picked]
+    return skip

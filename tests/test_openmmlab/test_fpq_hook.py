@@ -92,6 +92,16 @@ def test_the_loss_that_is_optimized_holds_the_csd(fpq_config):
     assert not torch.allclose(ends[0][key], ends[1][key])
 
 
+@pytest.mark.parametrize('skip', [[], ['head'], ['head.f*']])
+def test_the_default_distills_layers_and_logits(fpq_config, skip):
+    """Without the layer of the logits, the layers alone."""
+    cfg = fpq_config(fpq__distill_skip=skip)
+    train(cfg)
+    assert scalars_of(cfg_dir(cfg), 'loss_csd')
+    assert bool(scalars_of(cfg_dir(cfg), 'loss_kd')) == (not skip)
+    assert ('FPQ distills by CSD alone' in log_of(cfg_dir(cfg))) == bool(skip)
+
+
 def test_baseline_lsq_has_no_teacher(fpq_config):
     cfg = fpq_config('fashion_mnist/resnet_lsq_w4a4.py')
     train(cfg)

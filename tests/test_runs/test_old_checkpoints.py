@@ -16,7 +16,7 @@ RELEASE = ROOT / 'tests/data/release_0_1_0'
 @pytest.fixture
 def old(fpq_config, backend):
     """The config that made the checkpoint, and the checkpoint's folder."""
-    return fpq_config(fpq__perturbation=dict(p=0.5), **{
+    return fpq_config(fpq__perturbation=dict(p=0.5), fpq__preset='paper', **{
         'model.backbone.base_channels': 4,
         'model.backbone.stem_channels': 4,
         'model.head.in_channels': 16,
@@ -30,6 +30,18 @@ def test_it_answers_as_it_did(old):
     then = torch.load(folder / 'answer.pth', weights_only=True)
     with torch.no_grad():
         torch.testing.assert_close(model(then['input']), then['output'])
+
+
+def test_todays_default_does_not_fit_it(old):
+    cfg, folder = old
+    cfg.default_hooks.fpq.preset = 'recommended'
+    path = str(folder / 'epoch_1.pth')
+    with pytest.raises(ValueError, match='the default up to 0.1.0 and is '
+                       "preset='paper' now. Use the config"):
+        load_model(cfg, path)
+    cfg.load_from, cfg.resume = path, True
+    with pytest.raises(ValueError, match="preset='paper' now. Resume with"):
+        train(cfg)
 
 
 def test_it_resumes(old):
