@@ -11,7 +11,12 @@ from runs import CONFIGS, log_of, scalars_of
 from torch import nn
 from torch.utils.data import Dataset
 
+from fpq_plugin import Recipe
 from fpq_plugin.layers import quantized_layers
+from fpq_plugin.openmmlab.model_families import (
+    convert_mm_model,
+    has_logits,
+)
 
 PREPROCESSOR = dict(type='SelfSupDataPreprocessor', mean=[127.0] * 3,
                     std=[60.0] * 3)
@@ -141,3 +146,39 @@ def test_targets_without_a_layer_to_quantize(tmp_path):
     runner.model.target_generator = nn.BatchNorm2d(3)
     runner.call_hook('before_run')
     assert quantized_layers(runner.model)
+
+
+def classifier(head):
+    """A classifier of MMPretrain whose last linear layer is its head's."""
+    init_default_scope('mmpretrain')
+    return MODELS.build(dict(
+        type='ImageClassifier',
+        backbone=dict(type='LeNet5', num_classes=-1), head=head))
+
+
+LINEAR = dict(type='LinearClsHead', in_channels=120, num_classes=5)
+
+
+@pytest.mark.parametrize(('head', 'options', 'expected'), [
+    (LINEAR, {}, True),
+    (dict(type='VisionTransformerClsHead', in_channels=120, num_classes=5),
+     {}, True),
+    # Classes that do not exclude each other; several tasks.
+    (dict(type='MultiLabelLinearClsHead', in_channels=120, num_classes=5),
+     {}, False),
+    (dict(type='MultiTaskHead', in_channels=120,
+          task_heads=dict(a=LINEAR, b=LINEAR)), {}, False),
+    # The last quantized layer is not the one of the logits.
+    (LINEAR, dict(skip=['head']), False),
+])
+def test_logits_are_those_of_a_classifiers_head(backend, head, options,
+                                                expected):
+    model = classifier(head)
+    convert_mm_model(model, Recipe(backend=backend, **options))
+    assert has_logits(model) is expected
+
+
+def test_a_model_that_is_no_classifier_has_none():
+    model = nn.Sequential(nn.Linear(4, 4))
+    convert_mm_model(model, Recipe())
+    assert not has_logits(model)

@@ -1,12 +1,14 @@
 """What does not go with FPQ is refused; what it attaches is let go of."""
 
+import math
+
 import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import MMSeparateDistributedDataParallel
 from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
-from runs import train
+from runs import scalars_of, train
 from torch import nn
 from toy_runs import At, ToyNet, on_gloo, on_ranks, toy_config
 
@@ -379,3 +381,19 @@ def test_a_model_that_does_not_train_in_loss_mode(fpq_config):
     model.train_step = train_step
     with pytest.raises(RuntimeError, match='distilled nothing(.|\n)*train_st'):
         runner.train()
+
+
+def test_the_layers_are_distilled_first_and_the_logits_later(fpq_config,
+                                                             tmp_path):
+    cfg = fpq_config(**{'train_cfg.max_epochs': 2,
+                        'default_hooks.logger.interval': 1})
+    Runner.from_cfg(cfg).train()
+    csd, kd = (scalars_of(tmp_path / 'run', f'loss_{name}')
+               for name in ('csd', 'kd'))
+    iterations = len(csd)
+    assert iterations == 28
+    assert kd[0] == 0
+    assert kd[-1] > 0
+    last = (1 + math.cos(math.pi * (iterations - 1) / iterations)) / 2
+    assert csd[-1] < 4 * last * csd[0]
+    assert 0.2 * csd[0] < csd[iterations // 2] < csd[0]
