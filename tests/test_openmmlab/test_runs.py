@@ -1,7 +1,5 @@
 """What does not go with FPQ is refused; what it attaches is let go of."""
 
-import math
-
 import pytest
 import torch
 from mmengine.hooks import Hook
@@ -394,6 +392,5 @@ def test_the_layers_are_distilled_first_and_the_logits_later(fpq_config,
     assert iterations == 28
     assert kd[0] == 0
     assert kd[-1] > 0
-    last = (1 + math.cos(math.pi * (iterations - 1) / iterations)) / 2
-    assert csd[-1] < 4 * last * csd[0]
+    assert csd[-1] < csd[0] / 8  # a mean of ten iterations
     assert 0.2 * csd[0] < csd[iterations // 2] < csd[0]
