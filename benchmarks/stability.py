@@ -333,8 +333,10 @@ def main() -> None:
         waiting = [pool.submit(run, *each, args) for each in todo]
         for done in track(as_completed(waiting), 'runs', len(waiting)):
             rows.append(done.result())
-            args.out.write_text(json.dumps(
+            part = args.out.with_suffix('.part')
+            part.write_text(json.dumps(
                 dict(made_by(1), rows=sorted(rows, key=key)), indent=0))
+            part.replace(args.out)
     args.out.with_suffix('.md').write_text(table(rows) + '\n')
     for bits in BITS:
         draw(rows, bits, args.out.with_name(f'stability_{bits}.png'))
