@@ -208,6 +208,7 @@ def test_what_is_annealed_falls_to_0(bench, fpq_config, what):
     hook = dict(type='Anneal', what=what)
     runner = Runner.from_cfg(fpq_config(**{
         'custom_hooks': [hook],
+        'default_hooks.fpq.preset': 'paper',
         'default_hooks.fpq.perturbation.p': 0.8}))
     losses = []
 

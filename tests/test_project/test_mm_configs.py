@@ -8,6 +8,7 @@ from mmengine import Config
 from mmengine.registry import HOOKS, MODELS, init_default_scope
 from runs import CONFIGS
 
+from fpq_plugin import Recipe
 from fpq_plugin.layers import quantized_layers
 
 METHODS = sorted(p.stem for p in CONFIGS.glob('_base_/methods/*.py'))
@@ -21,17 +22,26 @@ ALL = sorted(p.relative_to(CONFIGS) for p in CONFIGS.rglob('*.py')
 def test_bits_and_parts_are_those_of_the_name(path):
     cfg = Config.fromfile(str(CONFIGS / path))
     named = re.search(r'_w(\d)a(\d)', path.stem)
-    if named is None:
+    if named is None and path.stem != 'fpq':
         assert 'fpq' not in cfg
         return
     options = cfg.fpq if path.parts[0] == '_base_' else cfg.default_hooks.fpq
-    assert options.weight.bits == int(named[1])
-    assert options.activation.bits == int(named[2])
+    bits = map(int, named.groups()) if named else (4, 4)
+    recipe, default = HOOKS.build(options).recipe, Recipe()
+    if (path.parts[0] == 'cifar' or 'lsq' in path.stem
+            or path.match('_base_/fpq_w*')):
+        default = Recipe(preset='paper')
+    assert recipe.preset == default.preset
+    for part, number in zip(('weight', 'activation'), bits):
+        assert getattr(recipe, part) == {
+            **getattr(default, part), 'bits': number}
     if 'lsq' in path.stem:
-        assert options.perturbation is options.distillation is None
+        assert recipe.perturbation is None
+        assert not recipe.distillation
     else:
-        assert options.perturbation.p == 0.1
-        assert options.distillation.loss_weight == 1.0
+        assert recipe.perturbation == default.perturbation
+        assert recipe.distillation == default.distillation
+    assert recipe.objective == default.objective
     assert cfg.custom_imports.imports == ['fpq_plugin']
     if path.parts[0] != '_base_':
         assert cfg.load_from.endswith('.pth')
@@ -96,6 +106,7 @@ def test_methods_are_what_they_are_called(name, tmp_path):
         'fpq_kd': ['csd', 'kd'],
         'kd': ['kd'],
         'per_tensor': ['csd'],
+        'recommended': ['csd', 'kd'],
         'sfp_kd': ['kd'],
         'weight_noise': ['csd'],
     }.get(name, [])

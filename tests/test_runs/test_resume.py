@@ -155,7 +155,7 @@ def test_resuming_a_baseline_keeps_the_student(fpq_config, fp, tmp_path):
 def test_a_baselines_weights_are_no_teacher(fpq_config, tmp_path, resume):
     """FPQ from an LSQ checkpoint: its latent weights are not the FP ones."""
     train(fpq_config('fashion_mnist/resnet_lsq_w4a4.py', 'lsq'))
-    cfg = fpq_config(folder='fpq', resume=resume,
+    cfg = fpq_config(folder='fpq', resume=resume, fpq__preset='paper',
                      **{'train_cfg.max_epochs': 2})
     cfg.load_from = str(tmp_path / 'lsq/epoch_1.pth')
     with pytest.raises(ValueError, match='was trained without a teacher. Set'):
