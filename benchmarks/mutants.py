@@ -363,7 +363,8 @@ def main() -> None:
     parser.add_argument('--number', type=int, default=220)
     parser.add_argument('--modules', nargs='+', metavar='MODULE')
     parser.add_argument('--again', type=Path, metavar='JSON',
-                        help='only the survivors of an earlier result')
+                        help='what survived in an earlier result, or has no '
+                        'row there')
     parser.add_argument('--out', type=Path, default=RESULTS)
     args = parser.parse_args()
     modules = [module for module in TESTS if not args.modules
@@ -374,7 +375,7 @@ def main() -> None:
     earlier: list[dict] = []
     if args.again is not None:
         earlier = json.loads(args.again.read_text())['mutants']
-        chosen, earlier = _survivors(every, earlier)
+        chosen, earlier = _left(every, chosen, earlier)
         modules = [m for m in modules if any(c.module == m for c in chosen)]
     chosen.sort(key=lambda mutant: (modules.index(mutant.module),
                                     mutant.line))
@@ -382,27 +383,32 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix='fpq_mutants_') as folder:
         tree = Tree(Path(folder))
         base = baseline(tree, modules)
-        results = []
+        rows = list(earlier)
         for number, mutant in enumerate(chosen, 1):
-            results.append(examine(tree, mutant, base))
-            print(f'[{number}/{len(chosen)}] {_line(results[-1])}',
-                  flush=True)
-    rows = earlier + [_row(result) for result in results]
-    write(args.out, rows, len(every), args.seed)
+            result = examine(tree, mutant, base)
+            print(f'[{number}/{len(chosen)}] {_line(result)}', flush=True)
+            rows.append(_row(result))
+            write(args.out, rows, len(every), args.seed)
     sys.exit(any(not row['killed'] and not row['why'] for row in rows))
 
 
-def _survivors(every: list[Mutant], earlier: list[dict]
-               ) -> tuple[list[Mutant], list[dict]]:
-    """The mutants to test again, and the rows that stay."""
+def _left(every: list[Mutant], sample: list[Mutant], earlier: list[dict]
+          ) -> tuple[list[Mutant], list[dict]]:
+    """The mutants that are to be tested, and the rows that stay.
+
+    To be tested are those of the sample without a row, and the survivors.
+    """
     key = ('module', 'function', 'change')
+    rows = Counter(tuple(row[k] for k in key) for row in earlier)
     alive = Counter(tuple(row[k] for k in key) for row in earlier
                     if not row['killed'])
     chosen = []
     for mutant in every:
         name = tuple(getattr(mutant, k) for k in key)
-        if alive[name]:
-            alive[name] -= 1
+        new = mutant in sample and not rows[name]
+        rows[name] -= rows[name] > 0
+        if new or alive[name]:
+            alive[name] -= alive[name] > 0
             chosen.append(mutant)
     return chosen, [row for row in earlier if row['killed']]
 
