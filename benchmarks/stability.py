@@ -338,7 +338,7 @@ def main() -> None:
                 dict(made_by(1), rows=sorted(rows, key=key)), indent=0))
             part.replace(args.out)
     args.out.with_suffix('.md').write_text(table(rows) + '\n')
-    for bits in BITS:
+    for bits in {row['bits'] for row in rows} & set(BITS):
         draw(rows, bits, args.out.with_name(f'stability_{bits}.png'))
     print(table(rows))
 
