@@ -22,13 +22,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ._compat.versions import is_compiling
 from .param_groups import quantizer_parameters
-from .quantizers import named_quantizers
+from .quantizers import log_quantizers
 
 PATIENCE = 10
 """Steps of an optimizer before it is looked at: another may have the rest."""
 
 _models: WeakSet[nn.Module] = WeakSet()
 _steps: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
+_bounded: WeakKeyDictionary[Optimizer, tuple[int, list]] = WeakKeyDictionary()
 
 
 def watch(model: nn.Module) -> None:
@@ -37,7 +38,7 @@ def watch(model: nn.Module) -> None:
     Args:
         model (nn.Module): A converted model.
     """
-    _install()
+    look_at_optimizers()
     _models.add(model)
 
 
@@ -63,22 +64,6 @@ def forgotten(model: nn.Module, optimizer: Optimizer) -> list[str]:
     ]
 
 
-def changes_at_most(model: nn.Module) -> dict[Tensor, float]:
-    """Parameters of the quantizers whose change an update is bounded.
-
-    Args:
-        model (nn.Module): A converted model.
-
-    Returns:
-        dict: From parameter to the bound.
-    """
-    return {
-        quantizer.log_scale: quantizer.max_change
-        for quantizer in named_quantizers(model).values()
-        if hasattr(quantizer, 'max_change')
-    }
-
-
 def bound_changes(optimizer: Optimizer,
                   bounds: Mapping[Tensor, float]) -> list[Any]:
     """Bound what one step of an optimizer does to parameters.
@@ -99,8 +84,7 @@ def bound_changes(optimizer: Optimizer,
     def remember(*_: Any) -> None:
         parameters[:] = [
             parameter for group in optimizer.param_groups
-            for parameter in group['params']
-            if parameter in bounds and parameter.grad is not None
+            for parameter in group['params'] if parameter in bounds
         ]
         old[:] = [parameter.detach().clone() for parameter in parameters]
 
@@ -116,26 +100,19 @@ def bound_changes(optimizer: Optimizer,
 
 
 @functools.cache
-def _install() -> None:
+def look_at_optimizers() -> None:
+    """Have every optimizer of the process looked at before its steps."""
     register_optimizer_step_pre_hook(_look)
 
 
 def _look(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if is_compiling():
         return
+    bound_steps(optimizer)
     step = _steps.get(optimizer, 0) + 1
     if step > PATIENCE:
         return
     _steps[optimizer] = step
-    if step == 1:
-        own = _parameters(optimizer)
-        bounds = {
-            parameter: most for model in list(_models)
-            for parameter, most in changes_at_most(model).items()
-            if id(parameter) in own
-        }
-        if bounds:
-            bound_changes(optimizer, bounds)
     if step < PATIENCE:
         return
     for model in list(_models):
@@ -148,6 +125,30 @@ def _look(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
                 'convert(model), or without them. Make it after convert, '
                 'from fpq_plugin.param_groups(model, lr=...)',
                 stacklevel=2)
+
+
+def bound_steps(optimizer: Optimizer) -> None:
+    """Bound what an optimizer does to the steps that it trains.
+
+    Called before each step of any optimizer, once a model was converted.
+    Copies of a model, and parameters that join later, are found as well.
+
+    Args:
+        optimizer (Optimizer): The optimizer.
+    """
+    count = sum(len(group['params']) for group in optimizer.param_groups)
+    known, handles = _bounded.get(optimizer, (0, []))
+    if count == known:
+        return
+    for handle in handles:
+        handle.remove()
+    own = _parameters(optimizer)
+    bounds = {
+        quantizer.log_scale: quantizer.max_change
+        for quantizer in log_quantizers() if id(quantizer.log_scale) in own
+    }
+    _bounded[optimizer] = count, (
+        bound_changes(optimizer, bounds) if bounds else [])
 
 
 def _parameters(optimizer: Optimizer) -> set[int]:

@@ -12,6 +12,7 @@ from torch import nn
 from .distillation import DistillationLoss
 from .layer_table import LayerTable
 from .layers import Backend, get_backend
+from .optimizer_watch import look_at_optimizers
 from .options import (
     FLOAT_BITS,
     build,
@@ -210,6 +211,7 @@ class Recipe:
                 converted already, or if nothing is left to quantize. The
                 model is as it was then.
         """
+        look_at_optimizers()
         return quantize(model, self, skip)
 
     def name_of(self, option: str) -> str:

@@ -42,7 +42,9 @@ def same_randomness() -> Iterator[None]:
     """Give every global random generator back its state on leaving."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        gpus = ([torch.cuda.current_device()]
+                if torch.cuda.is_initialized() else [])
+        with torch.random.fork_rng(gpus):  # of all it warns
             yield
     finally:
         random.setstate(python)

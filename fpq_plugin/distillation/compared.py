@@ -226,11 +226,12 @@ class Tally:
         """Whether the last training forward compared any layer."""
         return self._any
 
-    def by_layer(self) -> dict[str, Tensor]:
+    def by_layer(self, label: str | None = None) -> dict[str, Tensor]:
         """The losses by layer, detached, also those already taken."""
         parts: dict[str, Tensor] = {}
-        for (_, name), loss in self._losses.items():
-            parts[name] = parts.get(name, 0) + loss.detach()
+        for (own, name), loss in self._losses.items():
+            if label in (None, own):
+                parts[name] = parts.get(name, 0) + loss.detach()
         return parts
 
     def clear(self) -> None:

@@ -93,6 +93,12 @@ class Distiller:
         self._tally = Tally(warn)
         self._unmatched: set[str] = set()
 
+        fades: dict[str, str | None] = {}
+        for each in self.criteria:
+            if fades.setdefault(each.label, each.fades) != each.fades:
+                raise ValueError(
+                    f'two losses of the label {each.label!r} fade '
+                    'differently: give them the same fades')
         layers = quantized_layers(student)
         if not layers:
             raise ValueError('the student has no quantized layer: call '
@@ -151,7 +157,7 @@ class Distiller:
         """The task's share in :meth:`mean_with`, a number or a scalar."""
         weights = [(getattr(each, 'loss_weight', 1.0), each.part)
                    for each in self.criteria]
-        return 1 / (1 + sum(weight if part is None else weight * part
+        return 1 / (1 + sum(weight if part is None else weight * part.clone()
                             for weight, part in weights))
 
     def set_progress(self, share: float) -> None:
@@ -165,7 +171,8 @@ class Distiller:
 
     def _weighed(self) -> dict[tuple[str, str], Tensor]:
         """The losses by label and layer, those that fade by their part."""
-        parts = {each.label: each.part for each in self.criteria
+        # Cloned: the next iteration's part may be set before the backward.
+        parts = {each.label: each.part.clone() for each in self.criteria
                  if each.part is not None}
         return {key: loss * parts[key[0]] if key[0] in parts else loss
                 for key, loss in self._tally.take().items()}
@@ -182,9 +189,16 @@ class Distiller:
         return {label: torch.stack(part).sum()
                 for label, part in parts.items()}
 
-    def layer_losses(self) -> dict[str, Tensor]:
-        """Each distilled layer's part of the last :meth:`loss`, by name."""
-        return self._tally.by_layer()
+    def layer_losses(self, label: str | None = None) -> dict[str, Tensor]:
+        """Each distilled layer's part of the last :meth:`loss`, by name.
+
+        Losses that fade are whole here.
+
+        Args:
+            label (str, optional): Those of this loss alone. Defaults to
+                None: of all.
+        """
+        return self._tally.by_layer(label)
 
     def left_out(self) -> dict[str, str]:
         """Names of layers that could not be distilled, with the reason."""

@@ -19,6 +19,8 @@ from .optimizer import wrappers_of
 _WORSE, _AS_GOOD = 0.05, 0.01
 # Rates that suit a training from scratch, and not from trained weights.
 _FROM_SCRATCH = {'SGD': 0.05, 'Adam': 5e-4}
+_ADVICE = ('Start again with a lower learning rate (optim_wrapper.optimizer.'
+           'lr), or with more bits')
 
 
 class Baselines:
@@ -28,8 +30,10 @@ class Baselines:
     checkpoint, so that a resumed run knows them.
 
     Attributes:
-        scores (dict[str, float]): ``metric`` is its name; ``full_precision``
-            and ``calibrated`` are its values. Empty: not measured.
+        scores (dict): ``metric`` is its name, ``rule`` is 'greater', 'less'
+            or None where it is not known which is better;
+            ``full_precision`` and ``calibrated`` are its values, the latter
+            None if that validation did not give it. Empty: not measured.
     """
 
     def __init__(self) -> None:
@@ -45,26 +49,24 @@ class Baselines:
             model (nn.Module): The student, calibrated and not trained.
         """
         loop = runner.val_loop
-        if not all(hasattr(loop, name) for name in ('dataloader',
-                                                    'evaluator')):
-            runner.logger.info(
-                'FPQ: the config has no validation, so what full precision '
-                'and calibration alone reach is not known')
+        why = _not_measured(loop, model)
+        if why:
+            runner.logger.info(f'FPQ: {why}, so what full precision and '
+                               'calibration alone reach is not known')
             return
         runner.logger.info('FPQ validates the model in full precision and '
                            'after calibration alone')
         with full_precision(model):
-            scores = _validate(loop, model)
-        metric = _main_metric(runner, scores)
+            scores = _numbers(_validate(loop, model))
+        metric, rule = _main_metric(runner, list(scores))
         if metric is None:
             runner.logger.info('FPQ: the validation gives no number')
             return
         self.scores = dict(
-            metric=metric,
-            full_precision=float(scores[metric]),
-            calibrated=float(_validate(loop, model)[metric]))
+            metric=metric, rule=rule, full_precision=scores[metric],
+            calibrated=_numbers(_validate(loop, model)).get(metric))
         runner.logger.info(f'FPQ: {self.line()}')
-        if self._as_good():
+        if self._loses_at_most('calibrated', _AS_GOOD):
             runner.logger.warning(
                 'FPQ: calibration alone is as good as full precision. '
                 'Training at a high rate can only lose: train at a tenth of '
@@ -77,14 +79,15 @@ class Baselines:
             runner (Runner): The runner.
             metrics (Mapping): What the validation gave.
         """
-        metric = self.scores.get('metric', '')
-        if metric not in metrics:
+        numbers = _numbers(metrics)
+        if self.scores.get('metric') not in numbers:
             return
-        self._trained = float(metrics[metric])
-        start, best = (self.scores[k] for k in ('calibrated',
-                                                'full_precision'))
-        if (not self._told and self._gain(self._trained, start)
-                < -_WORSE * abs(best)):
+        self._trained = numbers[self.scores['metric']]
+        start = self.scores['calibrated']
+        if self._told or start is None or not self.scores.get('rule'):
+            return
+        most = _WORSE * abs(self.scores['full_precision'])
+        if not self._gain(self._trained, start) >= -most:  # NaN, too
             self._told = True
             runner.logger.warning(
                 f'FPQ: {self.line()}: worse than without any training. '
@@ -96,7 +99,8 @@ class Baselines:
             return
         runner.logger.info(f'FPQ: {self.line()}')
         best = self.scores['full_precision']
-        if self._gain(best, self._trained) > 0.5 * abs(best):
+        if self.scores.get('rule') and not (
+                self._gain(best, self._trained) <= 0.5 * abs(best)):
             runner.logger.warning(
                 f'FPQ: the training has diverged. {_ADVICE}')
 
@@ -104,26 +108,34 @@ class Baselines:
         """The figures in a line; empty if they were not measured."""
         if not self.scores:
             return ''
+        calibrated = self.scores['calibrated']
         text = (f'{self.scores["metric"]}: '
-                f'{self.scores["full_precision"]:.2f} in full precision, '
-                f'{self.scores["calibrated"]:.2f} after calibration alone')
+                f'{self.scores["full_precision"]:.4g} in full precision, '
+                + ('no value' if calibrated is None else f'{calibrated:.4g}')
+                + ' after calibration alone')
         if self._trained is not None:
-            text += f', {self._trained:.2f} trained'
+            text += f', {self._trained:.4g} trained'
         return text
 
     def _gain(self, value: float, over: float) -> float:
         """By how much ``value`` is better."""
-        lower = 'loss' in self.scores['metric']
-        return over - value if lower else value - over
+        return over - value if self.scores['rule'] == 'less' else value - over
 
-    def _as_good(self) -> bool:
-        best = self.scores['full_precision']
-        return (self._gain(self.scores['calibrated'], best)
-                >= -_AS_GOOD * abs(best))
+    def _loses_at_most(self, which: str, share: float) -> bool:
+        value, best = self.scores[which], self.scores['full_precision']
+        return (value is not None and bool(self.scores['rule'])
+                and self._gain(value, best) >= -share * abs(best))
 
 
-_ADVICE = ('Start again with a lower learning rate (optim_wrapper.optimizer.'
-           'lr), or with more bits')
+def _not_measured(loop: Any, model: nn.Module) -> str:
+    """Why a model is not validated here; empty: it is."""
+    if loop is None:
+        return 'the config has no validation'
+    if not all(hasattr(loop, name) for name in ('dataloader', 'evaluator')):
+        return f'validation by {type(loop).__name__} is not taken here'
+    if hasattr(model, 'prepare_prototype'):
+        return 'the model prepares prototypes before a validation'
+    return ''
 
 
 @torch.no_grad()
@@ -134,20 +146,37 @@ def _validate(loop: Any, model: nn.Module) -> dict:
         for batch in loop.dataloader:
             with autocast(enabled=getattr(loop, 'fp16', False)):
                 outputs = model.val_step(batch)
+            # A model may append its losses, which MMEngine takes off.
+            if list(getattr(outputs[-1], 'keys', list)()) == ['loss']:
+                outputs = outputs[:-1]
             loop.evaluator.process(data_samples=outputs, data_batch=batch)
         return loop.evaluator.evaluate(len(loop.dataloader.dataset))
 
 
-def _main_metric(runner: Runner, scores: Mapping[str, Any]) -> str | None:
-    """The metric that CheckpointHook's ``save_best`` names, or the first."""
-    numbers = [name for name, value in scores.items()
-               if isinstance(value, Real)]
-    wanted = [
-        name for hook in runner.hooks if isinstance(hook, CheckpointHook)
-        for name in hook.save_best or ()
-    ]
-    return next((name for name in [*wanted, *numbers] if name in numbers),
-                None)
+def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics that are numbers, or tensors of one element."""
+    return {
+        name: float(value) for name, value in scores.items()
+        if isinstance(value, Real)
+        or isinstance(value, torch.Tensor) and value.numel() == 1
+    }
+
+
+def _main_metric(runner: Runner, names: list[str]
+                 ) -> tuple[str | None, str | None]:
+    """The metric that ``save_best`` names, or the first; which is better."""
+    hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+    for hook in hooks:
+        for name, rule in zip(hook.save_best or (),
+                              getattr(hook, 'rules', ())):
+            if name in names:
+                return name, rule
+    metric = next(iter(names), None)
+    for rule, keys in (('less', CheckpointHook._default_less_keys),
+                       ('greater', CheckpointHook._default_greater_keys)):
+        if metric and any(key.lower() in metric.lower() for key in keys):
+            return metric, rule
+    return metric, None
 
 
 def tell_of_high_rate(runner: Runner) -> None:
@@ -160,8 +189,10 @@ def tell_of_high_rate(runner: Runner) -> None:
         optimizer = each.optimizer
         kind = next((name for name in _FROM_SCRATCH
                      if type(optimizer).__name__.startswith(name)), None)
-        rate = max(group.get('initial_lr', group['lr'])
-                   for group in optimizer.param_groups)
+        # Some layers, or the steps, may have another rate than most.
+        largest = max(optimizer.param_groups, key=lambda group: sum(
+            parameter.numel() for parameter in group['params']))
+        rate = largest.get('initial_lr', largest['lr'])
         if kind and rate >= _FROM_SCRATCH[kind]:
             runner.logger.warning(
                 f'FPQ: {type(optimizer).__name__} has a learning rate of '

@@ -233,7 +233,32 @@ def _is_pretrained(init_cfg: Any) -> bool:
         in ('Pretrained', 'PretrainedInit') for cfg in cfgs)
 
 
-# -- how a checkpoint's quantizers were made, of older releases too -------
+# -- how a checkpoint was made, of older releases too ---------------------
+
+def other_recipe(checkpoint: Mapping[str, Any], recipe: Recipe) -> str:
+    """What to say of a checkpoint that another recipe has trained.
+
+    Args:
+        checkpoint (Mapping): The checkpoint.
+        recipe (Recipe): The one that is to go on with it.
+
+    Returns:
+        str: Empty if it is the same, or if nothing tells.
+    """
+    made = ((checkpoint.get('meta') or {}).get('fpq') or {}).get('recipe')
+    options = None if made else _options_of(checkpoint)
+    if options is not None:
+        try:
+            made = Recipe.of({'preset': 'paper', **options}).describe()
+        except (TypeError, ValueError, ImportError):
+            return ''  # another release's options
+    own = recipe.describe()
+    parts = [text and text.partition(': ')[2] for text in (made, own)]
+    if not made or parts[0] == parts[1]:
+        return ''
+    return (f'it was trained with {made}, and goes on with {own}. '
+            "preset='paper' was the default up to 0.1.0")
+
 
 def quantizers_of(checkpoint: Mapping[str, Any],
                   model: nn.Module) -> dict[str, dict]:

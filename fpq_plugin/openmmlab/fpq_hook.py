@@ -30,7 +30,12 @@ from ..state import (
 from ..version import __version__
 from .baselines import Baselines, tell_of_high_rate
 from .calibration import calibrate_run
-from .checkpoints import complete, quantizers_of, refuse_averaged_part
+from .checkpoints import (
+    complete,
+    other_recipe,
+    quantizers_of,
+    refuse_averaged_part,
+)
 from .export_run import ExportAtEnd
 from .guards import refuse_non_finite
 from .model_families import convert_mm_model, unwrap
@@ -189,6 +194,9 @@ class FPQHook(RunAware):
             return
         refuse_other_quantization(model, state, what, way_out,
                                   quantizers_of(checkpoint, model))
+        other = other_recipe(checkpoint, self.recipe)
+        if training and runner._resume and other:
+            runner.logger.warning(f'FPQ: {what}: {other}')
         if training and not runner._resume:
             runner.logger.warning(
                 f'FPQ: {what} is a quantized model: training goes on from its '
@@ -310,6 +318,7 @@ class FPQHook(RunAware):
         complete(checkpoint['state_dict'], model)
         checkpoint['meta']['fpq'] = dict(
             version=__version__,
+            recipe=self.recipe.describe(),
             teacher=self._teacher.record,
             baselines=self._baselines.scores,
             quantizers={

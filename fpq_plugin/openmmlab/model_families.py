@@ -116,9 +116,8 @@ def is_self_supervised(model: nn.Module) -> bool:
 def has_logits(model: nn.Module, skip: Iterable[str] = ()) -> bool:
     """Whether ``model`` is a classifier of mmpretrain with one softmax.
 
-    Its last quantized layer is the linear one of its head, which a forward
-    calls. One of several tasks, or whose classes do not exclude each other,
-    is not.
+    The one quantized layer of its head is linear, and a forward calls it.
+    One of several tasks, or whose classes do not exclude each other, is not.
 
     Args:
         model (nn.Module): A converted and calibrated model, without a
@@ -130,10 +129,15 @@ def has_logits(model: nn.Module, skip: Iterable[str] = ()) -> bool:
         return False
     layers = quantized_layers(model)
     name = logits_layer(list(layers))
-    loss = getattr(getattr(model, 'head', None), 'loss_module', None)
-    return (isinstance(layers[name], nn.Linear) and name.startswith('head.')
+    head = getattr(model, 'head', None)
+    if head is None or any(
+            getattr(module, 'use_sigmoid', False)
+            or type(module).__name__ in ('FocalLoss', 'AsymmetricLoss')
+            for module in head.modules()):
+        return False
+    own = [each for each in layers if each.startswith('head.')]
+    return (own == [name] and isinstance(layers[name], nn.Linear)
             and not name.startswith('head.task_heads.')
-            and not getattr(loss, 'use_sigmoid', False)
             and not any(matches(name, pattern) for pattern in skip)
             and not any(quantizer.is_idle() for quantizer
                         in named_quantizers(layers[name]).values()))

@@ -19,7 +19,7 @@ from .._compat.versions import HAS_CUSTOM_OPS
 from ..convert import find_wrapper, noise_clock
 from ..distillation import Distiller, with_share
 from ..layer_table import LayerTable
-from ..optimizer_watch import bound_changes, changes_at_most
+from ..optimizer_watch import bound_steps
 from ..options import FLOAT_BITS, type_name
 from ..recipe import Recipe
 from .config_checks import check_config
@@ -203,6 +203,7 @@ class TrainingSession:
                 warn=warn,
                 skip=distill_skip,
                 own_hooks=False)
+        self._warn: Callable[[str], Any] | None = warn
         self._means = recipe.objective == 'mean'
         self._runaway = RunawaySteps(model, warn)
         self._frozen = FrozenParts(model, warn)
@@ -211,16 +212,23 @@ class TrainingSession:
             model.register_forward_hook(
                 self._after, with_kwargs=True, always_call=True),
         ]
-        bounds = changes_at_most(model)
         for optimizer in optimizers:
-            self._handles += bound_changes(optimizer, bounds)
+            bound_steps(optimizer)  # a compiled step looks at none
 
     def start_iteration(self, iteration: int, iterations: int | None) -> None:
         """Tell SFP and the losses which iteration begins, and of how many."""
         if self._clock is not None:
             self._clock.start_iteration(iteration)
-        if self.distiller is not None and iterations:
+        if self.distiller is None:
+            return
+        if iterations:
             self.distiller.set_progress(min(iteration / iterations, 1.0))
+        elif self._warn and any(each.fades for each in
+                                self.distiller.criteria):
+            self._warn('FPQ: the train loop does not tell its iterations '
+                       '(max_iters), so no loss fades: CSD stays as it '
+                       'begins, and what fades in stays at 0')
+            self._warn = None
 
     def distilled_nothing(self) -> bool:
         """Whether the last training forward compared no layer, and should."""
@@ -243,7 +251,7 @@ class TrainingSession:
         text = (f'FPQ quantized {len(table.quantized())} of {len(table)} '
                 f'layers; weights {table.weight_bytes() / 1e6:.3f} MB, '
                 f'{full.weight_bytes() / 1e6:.3f} MB in float32')
-        losses = self.distiller.layer_losses() if self.distiller else {}
+        losses = self.distiller.layer_losses('csd') if self.distiller else {}
         if not losses:
             return text
         far = max(losses, key=lambda name: float(losses[name]))

@@ -10,6 +10,7 @@ from .lsq import (
     LSQFakeQuantize,
     LSQPlusFakeQuantize,
     is_of_lsq,
+    log_quantizers,
 )
 from .of_model import full_precision, named_quantizers, observing
 from .pact_dorefa import DoReFaFakeQuantize, PACTFakeQuantize
@@ -21,6 +22,7 @@ __all__ = [
     'Grid', 'LSQFakeQuantize', 'LSQPlusFakeQuantize', 'LogLSQFakeQuantize',
     'PACTFakeQuantize', 'Quantizer', 'Stage', 'TorchAOFakeQuantize',
     'along_channels', 'check_bits', 'describe', 'differences', 'fake_quantize',
-    'full_precision', 'is_of_lsq', 'lasting', 'named_quantizers', 'observing',
+    'full_precision', 'is_of_lsq', 'lasting', 'log_quantizers',
+    'named_quantizers', 'observing',
     'positive_step', 'weight_to_come'
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from mmengine.dist import get_world_size
@@ -19,6 +20,14 @@ FORMER_DEFAULT = ('LSQFakeQuantize was the default up to 0.1.0 and is '
                   "preset='paper' now")
 
 
+_log_quantizers: WeakSet[LogLSQFakeQuantize] = WeakSet()
+
+
+def log_quantizers() -> list[LogLSQFakeQuantize]:
+    """All quantizers of this process whose step is a logarithm."""
+    return list(_log_quantizers)
+
+
 def is_of_lsq(state: Mapping[str, Any], prefix: str,
               description: Mapping[str, Any]) -> bool:
     """Whether a state has LSQ's ``scale``, not its logarithm, for one.
@@ -29,7 +38,8 @@ def is_of_lsq(state: Mapping[str, Any], prefix: str,
         description (Mapping): What is stored of it; empty: keys tell.
     """
     kind = description.get('type', LSQFakeQuantize.__name__)
-    return f'{prefix}scale' in state and kind == LSQFakeQuantize.__name__
+    return (f'{prefix}scale' in state and f'{prefix}offset' not in state
+            and kind == LSQFakeQuantize.__name__)
 
 
 @MODELS.register_module()
@@ -92,9 +102,10 @@ class LogLSQFakeQuantize(LSQFakeQuantize):
 
     Attributes:
         max_change (float): By how much an update changes ``log_scale`` at
-            most, where :func:`~fpq_plugin.optimizer_watch.bound_changes`
-            holds the optimizer. Healthy trainings were seen to change it by
-            less than 0.01.
+            most, where :func:`~fpq_plugin.optimizer_watch.bound_steps`
+            holds the optimizer: those of converted models, their copies
+            included. Most trainings were seen to change it by less than
+            0.01.
 
     Examples:
         >>> import torch
@@ -108,6 +119,11 @@ class LogLSQFakeQuantize(LSQFakeQuantize):
 
     def _make_scale(self, scale: Tensor) -> None:
         self.log_scale = nn.Parameter(scale.log())
+        _log_quantizers.add(self)
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)  # copies and loaded ones train as well
+        _log_quantizers.add(self)
 
     @property
     def scale(self) -> Tensor:

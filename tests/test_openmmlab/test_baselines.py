@@ -1,5 +1,6 @@
 """What full precision and calibration alone reach stands beside the result."""
 
+import math
 import re
 
 import pytest
@@ -9,6 +10,8 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 from runs import config, log_of, scalars_of, train, weights
 from toy_runs import toy_config
+
+from fpq_plugin.openmmlab.baselines import Baselines
 
 
 def figures(log):
@@ -45,7 +48,7 @@ def test_the_three_figures_are_those_of_the_runs(fpq_config, fp, tmp_path,
     # A resumed run has them from the checkpoint, and validates no more.
     saved = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=False)
     assert saved['meta']['fpq']['baselines'] == dict(
-        metric='accuracy/top1', full_precision=pytest.approx(full, abs=0.01),
+        metric='accuracy/top1', rule='greater', full_precision=pytest.approx(full, abs=0.01),
         calibrated=pytest.approx(calibrated, abs=0.01))
     cfg.update(resume=True, load_from=str(tmp_path / 'run/epoch_1.pth'),
                work_dir=str(tmp_path / 'resumed'))
@@ -114,3 +117,44 @@ def test_without_a_figure_nothing_is_said(tmp_path, more):
     assert 'in full precision,' not in log
     with pytest.raises(TypeError, match='fpq.baselines: must be True or'):
         Runner.from_cfg(toy_config(tmp_path, fpq=dict(baselines=1)))
+
+
+class Log:
+    """A runner's logger that keeps its lines."""
+
+    def __init__(self):
+        self.lines = []
+        self.logger = self
+
+    def info(self, text):
+        self.lines.append(text)
+
+    warning = info
+
+
+@pytest.mark.parametrize(('rule', 'best', 'start', 'end', 'told'), [
+    ('greater', 80.0, 70.0, 79.0, ''),
+    ('greater', 80.0, 70.0, 60.0, 'worse than without any training'),
+    ('greater', 80.0, 10.0, 9.4, 'the training has diverged'),
+    ('greater', 80.0, 70.0, math.nan, 'the training has diverged'),
+    ('less', 1.0, 3.0, 1.2, ''),
+    ('less', 1.0, 1.2, 3.0, 'worse than without any training'),
+    ('less', 1.0, 1.2, 3.0, 'the training has diverged'),
+    (None, 1.0, 1.2, 3.0, ''),
+    ('greater', 0.37, None, 0.36, ''),
+    ('greater', 0.37, None, 0.1, 'the training has diverged'),
+])
+def test_what_is_worse_is_told(rule, best, start, end, told):
+    baselines, log = Baselines(), Log()
+    baselines.scores = dict(metric='m', rule=rule, full_precision=best,
+                            calibrated=start)
+    baselines.validated(log, dict(m=torch.tensor(end), word='x'))
+    baselines.tell_end(log)
+    text = ' '.join(log.lines)
+    assert f'{best:.4g} in full precision' in text
+    assert ('no value after calibration' in text) == (start is None)
+    if told:
+        assert told in text
+    else:
+        assert 'worse' not in text
+        assert 'diverged' not in text

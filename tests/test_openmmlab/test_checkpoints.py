@@ -1,6 +1,7 @@
 """Every way to load a checkpoint answers as trained, or refuses, by key."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,11 @@ from runs import config as digits_config
 from runs import train as train_digits
 from small_runs import Three, config, start, train
 
-from fpq_plugin import load_model
+from fpq_plugin import Recipe, load_model
 from fpq_plugin._compat.files import load_file
 from fpq_plugin.analysis.trained_models import load_trained_models
 from fpq_plugin.export import export_checkpoint
-from fpq_plugin.openmmlab.checkpoints import quantizers_of
+from fpq_plugin.openmmlab.checkpoints import other_recipe, quantizers_of
 
 OTHERS = {
     'DoReFa': (dict(weight=dict(type='DoReFaFakeQuantize', bits=4)),
@@ -266,3 +267,28 @@ def test_load_from_of_another_model_with_a_good_teacher(fpq_config, fp,
     with pytest.raises(ValueError, match='load_from: .* does not fit'):
         train_digits(fpq_config(load_from=str(tmp_path / 'other.pth'),
                          fpq__teacher=str(fp)))
+
+
+QUANTIZERS = dict(
+    weight=dict(type='LSQFakeQuantize', bits=4),
+    activation=dict(type='LSQFakeQuantize', bits=4))
+
+
+@pytest.mark.parametrize(('made_by', 'options', 'told'), [
+    (dict(recipe=Recipe(bits='w4a4').describe()), dict(bits='w4a4'), ''),
+    (dict(recipe=Recipe(bits='w4a4').describe()),
+     dict(bits='w4a4', perturbation=dict(p=0.1)), 'p=0.1'),
+    # Types alone are the paper's; the rest is of another preset now.
+    ({}, QUANTIZERS, r'\(sum\), and goes on with preset .* \(mean\)'),
+    ({}, dict(QUANTIZERS, preset='paper'), ''),
+])
+def test_another_recipe_than_the_checkpoints_is_told(made_by, options, told):
+    text = ("default_hooks = dict(fpq=dict(type='FPQHook', weight=dict("
+            "type='LSQFakeQuantize', bits=4), activation=dict("
+            "type='LSQFakeQuantize', bits=4)))")
+    checkpoint = dict(meta=dict(fpq=made_by, cfg=text))
+    found = other_recipe(checkpoint, Recipe(**options))
+    if told:
+        assert re.search(told, found)
+    else:
+        assert found == ''
