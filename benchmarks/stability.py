@@ -239,7 +239,8 @@ def table(rows: list[dict]) -> str:
         if row['recipe'] == 'full precision' and row['lost'] <= HOLDS
     }
     lines = ['| optimizer, batch | recipe | bits | runs | diverged | lost '
-             'more than 5 points | top-1, mean of models | at the best rates |',
+             'more than 5 points | top-1, mean of models | at the best '
+             'rates |',
              '|---|---|---|---|---|---|---|---|']
     rows = [row for row in rows if (row['model'], row['optimizer'],
                                     row['batch'], row['factor']) in holds]

@@ -93,7 +93,7 @@ def test_the_way_out_of_the_former_default_is_told(described, backend):
     old = converted(weight=lsq, activation=lsq, backend=backend)
     saved = old.state_dict() if described else dict(old.state_dict())
     assert '0.weight_quantizer.scale' in saved
-    told = (r"LSQFakeQuantize was the default up to 0\.1\.0 and is "
+    told = (r"LSQFakeQuantize was the default once and is "
             r"preset='paper' now")
     with pytest.raises(ValueError, match=f'otherwise: .*{told}. Mend it'):
         refuse_other_quantization(model, saved, 'it', 'Mend it.',

@@ -69,8 +69,8 @@ class Baselines:
         if self._loses_at_most('calibrated', _AS_GOOD):
             runner.logger.warning(
                 'FPQ: calibration alone is as good as full precision. '
-                'Training at a high rate can only lose: train at a tenth of '
-                'the rate, or export the model as it is')
+                'Training at a high rate can only lose: a tenth of full '
+                "precision's, or less, for an epoch or two is enough")
 
     def validated(self, runner: Runner, metrics: Mapping[str, Any]) -> None:
         """Take a validation of the training; warn if it is worse than none.

@@ -257,7 +257,7 @@ def other_recipe(checkpoint: Mapping[str, Any], recipe: Recipe) -> str:
     if not made or parts[0] == parts[1]:
         return ''
     return (f'it was trained with {made}, and goes on with {own}. '
-            "preset='paper' was the default up to 0.1.0")
+            "preset='paper' was the default once")
 
 
 def quantizers_of(checkpoint: Mapping[str, Any],

@@ -16,7 +16,7 @@ from .base_fake_quantize import BaseFakeQuantize
 from .description import KEY
 from .fake_quantize_function import positive_step
 
-FORMER_DEFAULT = ('LSQFakeQuantize was the default up to 0.1.0 and is '
+FORMER_DEFAULT = ('LSQFakeQuantize was the default once and is '
                   "preset='paper' now")
 
 

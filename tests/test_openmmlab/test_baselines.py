@@ -48,7 +48,8 @@ def test_the_three_figures_are_those_of_the_runs(fpq_config, fp, tmp_path,
     # A resumed run has them from the checkpoint, and validates no more.
     saved = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=False)
     assert saved['meta']['fpq']['baselines'] == dict(
-        metric='accuracy/top1', rule='greater', full_precision=pytest.approx(full, abs=0.01),
+        metric='accuracy/top1', rule='greater',
+        full_precision=pytest.approx(full, abs=0.01),
         calibrated=pytest.approx(calibrated, abs=0.01))
     cfg.update(resume=True, load_from=str(tmp_path / 'run/epoch_1.pth'),
                work_dir=str(tmp_path / 'resumed'))

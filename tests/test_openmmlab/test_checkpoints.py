@@ -128,7 +128,7 @@ def test_an_old_checkpoint_has_the_defaults_of_its_release(
         content, model).values()} == {'LSQFakeQuantize'}
     today = config(tmp_path, run='today')
     with pytest.raises(ValueError, match='LSQFakeQuantize in the checkpoint, '
-                       'LogLSQFakeQuantize in the config.*up to 0.1.0 and is '
+                       'LogLSQFakeQuantize in the config.*once and is '
                        "preset='paper' now. Use the config"):
         load_model(today, path)
 

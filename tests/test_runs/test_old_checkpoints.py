@@ -36,7 +36,7 @@ def test_todays_default_does_not_fit_it(old):
     cfg, folder = old
     cfg.default_hooks.fpq.preset = 'recommended'
     path = str(folder / 'epoch_1.pth')
-    with pytest.raises(ValueError, match='the default up to 0.1.0 and is '
+    with pytest.raises(ValueError, match='the default once and is '
                        "preset='paper' now. Use the config"):
         load_model(cfg, path)
     cfg.load_from, cfg.resume = path, True
