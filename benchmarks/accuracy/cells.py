@@ -196,6 +196,8 @@ def grid() -> Iterator[Cell]:
         yield from _cells(model, (*ABLATION, *sweep), ('w2a4', ))
     yield from _cells('resnet', (*paper, *strong, 'sfp', 'fpq lambda=0.1'),
                       BITS)
+    for model in ('resnet', *small, 'resnet18', 'mobilenet_v2'):
+        yield from _cells(model, ('recommended', ), BITS)
     # More seeds, on another processor: there 0 to 2 give other networks.
     yield from _cells('resnet', first, ('w4a4', ), (3, 4, 5))
     yield from _cells('resnet18', first, BITS[1:], (3, 4, 5))
