@@ -21,26 +21,21 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-os.environ.setdefault('OMP_NUM_THREADS', '1')
-os.environ.setdefault('FPQ_COMPILE', '0')
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+from machine import made_by
+from rich.progress import track
+from small_models import CHANNELS, SMALL
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
-import matplotlib  # noqa: E402
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from machine import made_by  # noqa: E402
-from rich.progress import track  # noqa: E402
-from small_models import CHANNELS, SMALL  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.optim.lr_scheduler import CosineAnnealingLR  # noqa: E402
+import fpq_plugin
+from fpq_plugin.convert import noise_clock
+from fpq_plugin.optimizer_watch import watch
+from fpq_plugin.recipe import Recipe
 
-import fpq_plugin  # noqa: E402
-from fpq_plugin.convert import noise_clock  # noqa: E402
-from fpq_plugin.optimizer_watch import watch  # noqa: E402
-from fpq_plugin.recipe import Recipe  # noqa: E402
-
-matplotlib.use('Agg')
 LSQ = dict(type='LSQFakeQuantize')
 RECIPES: dict[str, dict | None] = {
     'full precision': None,
@@ -316,6 +311,8 @@ def main() -> None:
     parser.add_argument('--out', type=Path,
                         default=Path('benchmarks/results/stability.json'))
     args = parser.parse_args()
+    os.environ.setdefault('FPQ_COMPILE', '0')
+    torch.set_num_threads(1)
     rows = (json.loads(args.out.read_text())['rows']
             if args.out.exists() else [])
     known = {key(row) for row in rows}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -47,12 +48,15 @@ def changes(name: str, recipe: Recipe, data: Path, cache: Path) -> dict:
     teacher = copy.deepcopy(model)
     recipe.convert(model)
     fpq_plugin.calibrate(model, [trainer.train_set[0][:CALIBRATION]])
+    for quantizer in named_quantizers(model).values():
+        quantizer.max_change = math.inf
     distiller = fpq_plugin.Distiller(model, teacher, recipe.losses(),
                                      warn=lambda text: None)
     optimizer = torch.optim.SGD(
         fpq_plugin.param_groups(model, lr=trainer.rate), momentum=0.9)
     most = dict(weight=0.0, input=0.0)
     model.train()
+    distiller.set_progress(0.0)
     for x, y in trainer.batches(64, UPDATES, 0):
         before = {part: logs(model, part) for part in most}
         loss = F.cross_entropy(model(x), y)

@@ -29,7 +29,8 @@ PATIENCE = 10
 
 _models: WeakSet[nn.Module] = WeakSet()
 _steps: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
-_bounded: WeakKeyDictionary[Optimizer, tuple[int, list]] = WeakKeyDictionary()
+_bounded: WeakKeyDictionary[Optimizer, tuple[set[int], list]] = (
+    WeakKeyDictionary())
 
 
 def watch(model: nn.Module) -> None:
@@ -73,27 +74,21 @@ def bound_changes(optimizer: Optimizer,
 
     Args:
         optimizer (Optimizer): The optimizer.
-        bounds (Mapping): From parameter to its bound, others left out.
+        bounds (Mapping): From parameter to its bound, not empty.
 
     Returns:
         list: Handles; ``remove()`` of each ends it.
     """
-    parameters: list[Tensor] = []
+    parameters, most = list(bounds), list(bounds.values())
     old: list[Tensor] = []
 
     def remember(*_: Any) -> None:
-        parameters[:] = [
-            parameter for group in optimizer.param_groups
-            for parameter in group['params'] if parameter in bounds
-        ]
         old[:] = [parameter.detach().clone() for parameter in parameters]
 
     @torch.no_grad()
     def clamp(*_: Any) -> None:
-        if parameters:
-            most = [bounds[parameter] for parameter in parameters]
-            torch._foreach_maximum_(parameters, torch._foreach_sub(old, most))
-            torch._foreach_minimum_(parameters, torch._foreach_add(old, most))
+        torch._foreach_maximum_(parameters, torch._foreach_sub(old, most))
+        torch._foreach_minimum_(parameters, torch._foreach_add(old, most))
 
     return [optimizer.register_step_pre_hook(remember),
             optimizer.register_step_post_hook(clamp)]
@@ -136,18 +131,17 @@ def bound_steps(optimizer: Optimizer) -> None:
     Args:
         optimizer (Optimizer): The optimizer.
     """
-    count = sum(len(group['params']) for group in optimizer.param_groups)
-    known, handles = _bounded.get(optimizer, (0, []))
-    if count == known:
+    own = _parameters(optimizer)
+    known, handles = _bounded.get(optimizer, (set(), []))
+    if own == known:
         return
     for handle in handles:
         handle.remove()
-    own = _parameters(optimizer)
     bounds = {
         quantizer.log_scale: quantizer.max_change
         for quantizer in log_quantizers() if id(quantizer.log_scale) in own
     }
-    _bounded[optimizer] = count, (
+    _bounded[optimizer] = own, (
         bound_changes(optimizer, bounds) if bounds else [])
 
 

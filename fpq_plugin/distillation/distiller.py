@@ -87,6 +87,7 @@ class Distiller:
         self._condition = condition
         self._warn = warn
         self._active = False
+        self._progress_told = False
         self._maps: dict[str, deque[tuple[Tensor, int]]] = defaultdict(deque)
         self._taken: list[tuple[tuple[str, str], Tensor, int, Tensor]] = []
         self._overwritten: set[str] = set()
@@ -166,11 +167,19 @@ class Distiller:
         Args:
             share (float): 0 at the begin, 1 at the end.
         """
+        self._progress_told = True
         for each in self.criteria:
             each.set_progress(share)
 
     def _weighed(self) -> dict[tuple[str, str], Tensor]:
         """The losses by label and layer, those that fade by their part."""
+        if not self._progress_told and any(each.fades
+                                           for each in self.criteria):
+            self._progress_told = True
+            self._warn('a loss of the distillation fades and set_progress '
+                       'was not called: one that fades in counts nothing. '
+                       'Call distiller.set_progress(step / steps) before '
+                       'each forward')
         # Cloned: the next iteration's part may be set before the backward.
         parts = {each.label: each.part.clone() for each in self.criteria
                  if each.part is not None}

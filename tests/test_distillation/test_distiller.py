@@ -350,6 +350,24 @@ def test_losses_fade_along_a_cosine(share, csd_part, kd_part):
         mean, (task + sum(wanted)) / (1 + 2 * csd_part + 3 * kd_part))
 
 
+@pytest.mark.parametrize(('fades', 'told'), [
+    (None, False), (None, True), ('in', False), ('in', True)])
+def test_a_loss_that_fades_wants_to_know_when(fades, told):
+    student = nn.Sequential(nn.Linear(4, 3))
+    teacher, said = copy.deepcopy(student), []
+    convert(student)
+    calibrate(student, [torch.randn(20, 4)])
+    distiller = Distiller(student, teacher, LogitKD(fades=fades),
+                          warn=said.append)
+    for _ in range(2):
+        if told:
+            distiller.set_progress(0.5)
+        student(torch.randn(8, 4))
+        distiller.loss()
+    assert len(said) == (fades is not None and not told)
+    assert all('Call distiller.set_progress' in text for text in said)
+
+
 def test_a_loss_fades_in_or_out_or_not():
     with pytest.raises(ValueError, match="fades must be 'in', 'out' or None"):
         CSDLoss(fades='up')
