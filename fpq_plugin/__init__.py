@@ -9,6 +9,7 @@ from ._compat import versions  # noqa: F401
 
 # isort: split
 from ._compat import patches
+from .add_joints import add_joints
 from .analysis.hooks import (
     HessianTraceHook,
     NoiseGradientHook,
@@ -55,7 +56,7 @@ __all__ = [
     'OutputVarianceHook', 'PACTFakeQuantize', 'QuantizedLayer', 'Quantizer',
     'Recipe', 'SQNRHook', 'StochasticFeaturePerturbation',
     'StochasticWeightPerturbation', 'TorchAOFakeQuantize', '__version__',
-    'calibrate', 'convert', 'load_model', 'param_groups',
+    'add_joints', 'calibrate', 'convert', 'load_model', 'param_groups',
     'register_attention', 'register_layer',
     'register_weight_reader', 'to_float'
 ]

@@ -87,7 +87,7 @@ def calibrate(model: nn.Module,
         warn('calibration had nothing to do: every fake quantizer has a step; '
              'to calibrate anew, convert anew')
     with _all_or_nothing(pending.values()):
-        missed, zero = _calibrate(model, pending, batches, forward or _call,
+        missed, zero = _calibrate(model, pending, batches, forward or run_batch,
                                   training)
     if missed:
         warn('calibration reached no input of '
@@ -208,7 +208,7 @@ def _join(name: str, part: str) -> str:
     return f'{name}.{part}' if name else part
 
 
-def _call(model: nn.Module, batch: Any) -> Any:
+def run_batch(model: nn.Module, batch: Any) -> Any:
     """Run the model on a batch that can be its arguments in one way."""
     if (isinstance(model, BaseModel) and isinstance(batch, Mapping)
             and 'inputs' in batch):

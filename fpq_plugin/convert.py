@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from mmengine.model import is_model_wrapper
 from torch import nn
 
+from .joints import detach_joints
 from .layer_table import LayerTable
 from .layers import allow_reparameterizing, quantized_layers, unroute
 from .optimizer_watch import watch
@@ -96,6 +97,7 @@ def to_float(model: nn.Module) -> nn.Module:
         for handle, hook in list(model._forward_pre_hooks.items()):
             if getattr(hook, '__self__', None) is clock:
                 del model._forward_pre_hooks[handle]
+    detach_joints(model)
     for layer in quantized_layers(model).values():
         layer.unswap()
     unroute(model)

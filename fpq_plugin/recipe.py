@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import nn
 
 from .distillation import DistillationLoss
-from .layer_table import LayerTable
+from .joints import (
+    Joint,
+    Placing,
+    attach_joints,
+    place_joints,
+    watch_forward,
+)
+from .layer_table import LayerRow, LayerTable
 from .layers import Backend, get_backend
 from .optimizer_watch import look_at_optimizers
 from .options import (
@@ -25,6 +32,7 @@ from .options import (
 from .perturbation import StochasticFeaturePerturbation
 from .plan import quantize
 from .quantizers import Quantizer, check_bits
+from .targets import target_of
 
 LSQ: dict[str, Any] = dict(type='LSQFakeQuantize', bits=4)
 LOG_LSQ: dict[str, Any] = dict(type='LogLSQFakeQuantize', bits=4)
@@ -119,6 +127,13 @@ class Recipe:
         attention (dict, optional): Fake quantizers of the operands of
             attention's products of activations (q k^T and attn v). Defaults
             to None: float.
+        target (str, optional): The engine that is to run the exported model:
+            'onnxruntime', 'openvino' or 'tensorrt'. What it can do on
+            integers beside the layers (sums, products, concatenations,
+            pools) gets fake quantizers as well, which are trained like the
+            others. Defaults to None: the layers alone.
+        joints (dict): Their fake quantizers. Defaults to the preset's of
+            activations, with 8 bits.
         distill_skip (Sequence[str]): Name patterns of layers that are
             quantized but not distilled.
         scale_lr_mult (float): Learning rate of the quantizers' parameters
@@ -161,6 +176,8 @@ class Recipe:
     skip: Sequence[str] = ()
     overrides: Mapping[str, dict] | None = None
     attention: dict | None = None
+    target: str | None = None
+    joints: dict = field(default_factory=dict)
     distill_skip: Sequence[str] = ()
     scale_lr_mult: float = 1.0
     baselines: bool = True
@@ -188,6 +205,7 @@ class Recipe:
         self._set('distillation', tuple(self._distillation()))
         self._set('attention', self._resolved('attention', self._with_preset(
             self.attention, 'activation')))
+        self._set('joints', self._of_joints())
         if self.objective is OF_PRESET:
             self._set('objective', PRESETS[self.preset]['objective'])
         self._check_parts()
@@ -213,6 +231,36 @@ class Recipe:
         """
         look_at_optimizers()
         return quantize(model, self, skip)
+
+    def place_joints(self, model: nn.Module,
+                     run: Callable[[], Any]) -> Placing:
+        """Find where the target wants quantizers beside the layers'.
+
+        Args:
+            model (nn.Module): A converted model, which stays as it is.
+            run (Callable): Runs its forward once, on any input.
+
+        Returns:
+            Placing: The places; none without a target.
+        """
+        if self.target is None:
+            return Placing((), ())
+        return place_joints(model, watch_forward(model, run),
+                            target_of(self.target), self.joints['bits'])
+
+    def attach_joints(self, model: nn.Module,
+                      joints: Iterable[Joint]) -> list[LayerRow]:
+        """Give a converted model the quantizers of joints.
+
+        Args:
+            model (nn.Module): The model, changed in place.
+            joints (Iterable[Joint]): Where :meth:`place_joints` found them.
+
+        Returns:
+            list[LayerRow]: A row for each.
+        """
+        return attach_joints(model, joints, lambda name: build(
+            f'{self.name_of("joints")} of {name}', self.joints))
 
     def name_of(self, option: str) -> str:
         """An option's full name, as messages have it."""
@@ -261,9 +309,10 @@ class Recipe:
 
         losses = ' + '.join(map(text, self.distillation or ())) or 'off'
         joined = f' ({self.objective})' if self.distillation else ''
+        target = f', target {self.target!r}' if self.target else ''
         return (f'preset {self.preset!r}: weight {text(self.weight)}, '
                 f'activation {text(self.activation)}, perturbation '
-                f'{text(self.perturbation)}, distillation {losses}{joined}')
+                f'{text(self.perturbation)}, distillation {losses}{joined}{target}')
 
     def _set(self, option: str, value: Any) -> None:
         object.__setattr__(self, option, value)
@@ -313,6 +362,17 @@ class Recipe:
                        get_backend(self.backend).registry(part),
                        KINDS.get(part, Quantizer))
 
+    def _of_joints(self) -> dict:
+        if not isinstance(self.joints, Mapping):
+            raise TypeError(f'{self.name_of("joints")}: must be a dict, got '
+                            f'{self.joints!r}')
+        found = self._resolved('joints', self._with_preset(
+            {'bits': 8, **self.joints}, 'activation'))
+        if found is None:
+            raise ValueError(f'{self.name_of("joints")}: 32 bits are float; '
+                             'leave out target instead')
+        return found
+
     def _distillation(self) -> Iterator[dict]:
         given = self.distillation
         if given is OF_PRESET:
@@ -336,6 +396,8 @@ class Recipe:
         self.losses()
         if self.attention is not None:
             build(self.name_of('attention'), self.attention)
+        check_part(self.name_of('joints'), 'joints', self.joints, backend)
+        self._check_target()
         if self.first_last_bits not in (None, FLOAT_BITS):
             try:
                 check_bits(self.first_last_bits)
@@ -357,6 +419,26 @@ class Recipe:
                     self.default_type(part), backend.registry(part),
                     KINDS[part])
                 check_part(f'{key}.{part}', part, cfg, backend)
+
+    def _check_target(self) -> None:
+        """Refuse features that the engine has no integers for."""
+        try:
+            rules = target_of(self.target)
+        except ValueError as error:
+            raise ValueError(f'{self.name_of("target")}: {error}') from error
+        if rules.zero_points:
+            return
+        for part in ('activation', 'joints'):
+            cfg = getattr(self, part)
+            if cfg is None or part == 'joints' and not rules.joints:
+                continue
+            built = build(self.name_of(part), cfg,
+                          get_backend(self.backend).registry(part))
+            if getattr(built, 'symmetric', True) is False:
+                raise ValueError(
+                    f'{self.name_of(part)}.symmetric: {rules.title} takes '
+                    'integers around 0 alone; set symmetric=True, or another '
+                    f'{self.name_of("target")}')
 
     def _check_patterns(self) -> None:
         for option in ('skip', 'distill_skip'):
@@ -396,6 +478,6 @@ def check_part(key: str, part: str, cfg: dict | None,
     if cfg is None:
         return
     built = build(key, cfg, backend.registry(part))
-    if part == 'activation' and built.for_weights_only:
+    if part in ('activation', 'joints') and built.for_weights_only:
         raise ValueError(f'{key}.type: {cfg["type"]} is for weights; take '
                          'another one for activations')

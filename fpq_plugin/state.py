@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .joints.attaching import SIDES
 from .layers import quantized_layers
 from .quantizers import (
     FORMER_DEFAULT,
@@ -91,7 +92,8 @@ def refuse_other_quantization(
         raise ValueError(
             f'{what} was quantized otherwise: '
             f'{first_few(other, between="; ")}. '
-            f'{_former_default(own, state, stored or {})}{way_out}')
+            f'{_former_default(own, state, stored or {})}'
+            f'{_of_target(own, given)}{way_out}')
     empty = [name for name in own if not int(state[f'{name}.initialized'])]
     if empty:
         raise ValueError(f'{what} has no scales yet for '
@@ -133,7 +135,8 @@ def refuse_unlike_part(model: nn.Module, state: Mapping[str, Any]) -> None:
         raise ValueError(
             'these weights were quantized otherwise than the model to fill: '
             f'{first_few(other, between="; ")}. '
-            f'{_former_default(own, state, stored)}Convert it '
+            f'{_former_default(own, state, stored)}{_of_target(own, given)}'
+            'Convert it '
             'with the options that the checkpoint was trained with')
 
 
@@ -166,6 +169,16 @@ def _former_default(own: Mapping[str, nn.Module], state: Mapping[str, Any],
               and is_of_lsq(state, f'{name}.', stored.get(name, {}))
               for name, quantizer in own.items())
     return f'{FORMER_DEFAULT}. ' if old else ''
+
+
+def _of_target(own: Mapping[str, nn.Module],
+               given: Mapping[str, int]) -> str:
+    """What to say where the state has joints and the model none."""
+    if any(name.rpartition('.')[2] in SIDES.values() and name not in own
+           for name in given):
+        return ('It was trained for an engine, with the option target, which '
+                'is missing here. ')
+    return ''
 
 
 _TELLING = dict(fake='TorchAOFakeQuantize', clip='PACTFakeQuantize',

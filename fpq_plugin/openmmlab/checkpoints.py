@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import os.path as osp
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from .._compat.files import load_file, other_checkpoint
 from ..convert import to_float
+from ..joints import Joint
 from ..options import type_name
 from ..quantizers import describe, named_quantizers
 from ..recipe import Recipe
@@ -71,6 +73,8 @@ def load_model(config: str | Config,
     what = f'the checkpoint {checkpoint!r}'
     if recipe is not None and not recipe.is_float():
         convert_mm_model(model, recipe)
+        if recipe.target is not None:
+            recipe.attach_joints(model, stored_joints(content, checkpoint))
         refuse_other_quantization(
             model, state, what,
             'Use the config that the model was trained with.',
@@ -168,7 +172,7 @@ def _resumes(runner: Runner) -> bool:
     source = runner._load_from
     if source is not None and not _is_full_precision(source):
         return True
-    last = _last_checkpoint(runner.work_dir)
+    last = last_checkpoint(runner.work_dir)
     if last is not None:
         if source is not None:
             runner.logger.warning(
@@ -195,7 +199,7 @@ def _written_load_from(cfg: Config) -> str | None:
     return Config.fromfile(cfg.filename).get('load_from')
 
 
-def _last_checkpoint(folder: str) -> str | None:
+def last_checkpoint(folder: str) -> str | None:
     """The checkpoint that MMEngine resumes of itself, None if none yet.
 
     Raises:
@@ -234,6 +238,28 @@ def _is_pretrained(init_cfg: Any) -> bool:
 
 
 # -- how a checkpoint was made, of older releases too ---------------------
+
+def stored_joints(checkpoint: Mapping[str, Any], path: str) -> list[Joint]:
+    """The joints that a checkpoint was trained with.
+
+    Raises:
+        ValueError: If it was trained without a target.
+    """
+    stored = ((checkpoint.get('meta') or {}).get('fpq') or {}).get('joints')
+    if stored is None:
+        raise ValueError(
+            f'fpq.target: the checkpoint {path} was trained without a '
+            'target, and would answer otherwise with one. Leave the option '
+            'out here; fpq export --target gives an exported file what the '
+            'engine wants, and measures what it costs')
+    return [Joint(each['module'], each['side'], tuple(each['layers']),
+                  each['why']) for each in stored]
+
+
+def described_joints(joints: Sequence[Joint]) -> list[dict[str, Any]]:
+    """Joints as a checkpoint holds them."""
+    return [asdict(joint) for joint in joints]
+
 
 def other_recipe(checkpoint: Mapping[str, Any], recipe: Recipe) -> str:
     """What to say of a checkpoint that another recipe has trained.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from weakref import ref
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from .._compat.files import remove_parts
 from ..calibrate import leave_uncalled, uninitialized
+from ..joints import Joint
 from ..layer_table import LayerTable
 from ..layers import quantized_layers
 from ..options import refuse_unmatched
@@ -21,6 +23,7 @@ from ..quantizers import describe, named_quantizers
 from ..recipe import Recipe
 from ..state import (
     bare_state,
+    first_few,
     float_state,
     quantizer_bits,
     quantizer_state,
@@ -32,12 +35,14 @@ from .baselines import Baselines, tell_of_high_rate
 from .calibration import calibrate_run
 from .checkpoints import (
     complete,
+    described_joints,
     other_recipe,
     quantizers_of,
     refuse_averaged_part,
 )
 from .export_run import ExportAtEnd
 from .guards import refuse_non_finite
+from .joints_of_run import joints_of_run
 from .model_families import convert_mm_model, unwrap
 from .optimizer import (
     count_micro_batches,
@@ -97,6 +102,7 @@ class FPQHook(RunAware):
         self._optim_wrapper: OptimWrapper | None = None
         self._runner: Any = None
         self._filled = False
+        self._joints: Sequence[Joint] = ()
 
     def convert(self, model: nn.Module) -> LayerTable:
         """Quantize ``model`` in place as the options say.
@@ -161,7 +167,24 @@ class FPQHook(RunAware):
         runner.logger.info(
             f'FPQ {__version__} quantizes {len(self._table.quantized())} '
             f'of {len(self._table)} layers:\n{self._table}')
+        if self.recipe.target is not None:
+            self._add_joints(runner, model)
         wrap_again(runner)
+
+    def _add_joints(self, runner: Runner, model: nn.Module) -> None:
+        """Quantize what the target's engine runs on integers beside layers."""
+        placing = joints_of_run(runner, model, self.recipe,
+                                is_training(runner))
+        rows = LayerTable(self.recipe.attach_joints(model, placing.joints))
+        self._joints = placing.joints
+        runner.logger.info(
+            f'FPQ {__version__} quantizes {len(rows)} tensors beside the '
+            f'layers for {self.recipe.target}:\n{rows}')
+        if placing.left:
+            runner.logger.info(
+                f'FPQ leaves {len(placing.left)} operations float that '
+                f'{self.recipe.target} could run on integers: '
+                f'{first_few(list(placing.left), between="; ")}')
 
     # -- load_or_resume ---------------------------------------------------
 
@@ -321,6 +344,8 @@ class FPQHook(RunAware):
             recipe=self.recipe.describe(),
             teacher=self._teacher.record,
             baselines=self._baselines.scores,
+            **({'joints': described_joints(self._joints)}
+               if self.recipe.target else {}),
             quantizers={
                 name: describe(quantizer) for name, quantizer in
                 named_quantizers(model, False).items()

@@ -1,0 +1,124 @@
+"""Joints in a model: put in, found again, taken out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..layer_table import LayerRow
+from ..layers import quantized_layers
+from ..options import FLOAT_BITS
+from ..quantizers import Quantizer
+from .placing import Joint
+
+SIDES = dict(output='output_quantizer', entry='entry_quantizer')
+
+
+def _quantize_output(module: nn.Module, args: tuple, output: Tensor) -> Any:
+    return module.output_quantizer(output)
+
+
+def _quantize_entry(module: nn.Module, args: tuple) -> tuple:
+    return module.entry_quantizer(args[0]), *args[1:]
+
+
+def attach_joints(model: nn.Module, joints: Iterable[Joint],
+                  build: Callable[[str], Quantizer]) -> list[LayerRow]:
+    """Give a model the quantizers of its joints.
+
+    A layer that shares one has it as ``input_quantizer``, so that its state,
+    its bits and its noise are found where they always are.
+
+    Args:
+        model (nn.Module): A converted model, changed in place.
+        joints (Iterable[Joint]): The places.
+        build (Callable): Makes a new quantizer, for a name.
+
+    Returns:
+        list[LayerRow]: A row of the table for each place.
+
+    Raises:
+        ValueError: If it has joints.
+    """
+    if any(joint.module is not None for joint in joints_of(model)):
+        raise ValueError('the model has joints already: take the quantizers '
+                         'off by fpq_plugin.to_float, and convert it anew')
+    layers, rows = quantized_layers(model), []
+    for joint in joints:
+        quantizer: Any = None
+        if joint.layers:
+            quantizer = layers[joint.layers[0]].input_quantizer
+        if joint.module is not None:
+            module = model.get_submodule(joint.module)
+            if quantizer is None:
+                quantizer = _built(model, joint.module, build)
+            module.add_module(SIDES[joint.side], quantizer)
+            if joint.side == 'output':
+                module.register_forward_hook(_quantize_output)
+            else:
+                module.register_forward_pre_hook(_quantize_entry)
+            rows.append(LayerRow(
+                f'{joint.module}.{joint.side}', 'joint', FLOAT_BITS,
+                quantizer.num_bits, (0, ), joint.why))
+        for name in joint.layers[1:]:
+            layers[name].input_quantizer = quantizer
+    return rows
+
+
+def _built(model: nn.Module, name: str,
+           build: Callable[[str], Quantizer]) -> Quantizer:
+    """A new quantizer, on the device of its place, and frozen with it."""
+    quantizer = build(name)
+    quantizer.over_batch = True
+    while True:
+        near = next(model.get_submodule(name).parameters(), None)
+        if near is not None or not name:
+            break
+        name = name.rpartition('.')[0]
+    if near is not None:
+        quantizer.to(near.device).requires_grad_(any(
+            parameter.requires_grad
+            for parameter in model.get_submodule(name).parameters()))
+    return quantizer.train(model.training)
+
+
+def joints_of(model: nn.Module) -> list[Joint]:
+    """The joints that a model has; their reasons are not kept.
+
+    Args:
+        model (nn.Module): The model, without a wrapper.
+
+    Returns:
+        list[Joint]: What :func:`attach_joints` takes.
+    """
+    found: dict[int, list[tuple[str, str]]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, Quantizer):
+            owner, _, key = name.rpartition('.')
+            found.setdefault(id(module), []).append((owner, key))
+    joints = []
+    for places in found.values():
+        layers = tuple(dict.fromkeys(
+            owner for owner, key in places if key == 'input_quantizer'))
+        own = [(owner, side) for owner, key in places
+               for side, known in SIDES.items() if key == known]
+        if own:
+            joints += [Joint(*place, layers if i == 0 else ())
+                       for i, place in enumerate(own)]
+        elif len(layers) > 1:
+            joints.append(Joint(None, 'entry', layers))
+    return joints
+
+
+def detach_joints(model: nn.Module) -> None:
+    """Take the joints out; layers that shared a quantizer go on sharing."""
+    for module in model.modules():
+        for hooks, hook, key in (
+            (module._forward_hooks, _quantize_output, SIDES['output']),
+            (module._forward_pre_hooks, _quantize_entry, SIDES['entry'])):
+            for number, known in list(hooks.items()):
+                if known is hook:
+                    del hooks[number]
+                    delattr(module, key)

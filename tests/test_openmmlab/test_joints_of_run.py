@@ -1,0 +1,90 @@
+"""An engine's target through the Runner: trained, resumed, tested."""
+
+import shutil
+
+import pytest
+import torch
+from mmengine.runner import Runner
+from runs import log_of, scalars_of, train
+
+from fpq_plugin import load_model
+from fpq_plugin._compat.files import load_file
+from fpq_plugin.joints import joints_of
+from fpq_plugin.quantizers import named_quantizers
+
+TARGET = {'fpq__target': 'onnxruntime', 'fpq__preset': 'recommended',
+          'fpq__perturbation': dict(p=0.5), 'fpq__baselines': False}
+
+
+@pytest.fixture
+def options(fpq_config):
+    def make(folder='run', **more):
+        cfg = fpq_config(folder=folder, **{**TARGET, **more})
+        for key in ('weight', 'activation', 'distillation', 'objective'):
+            cfg.default_hooks.fpq.pop(key, None)
+        cfg.default_hooks.fpq.bits = 'w4a4'
+        return cfg
+    return make
+
+
+def test_trained_resumed_tested_loaded(options, tmp_path):
+    """To the bit, with the same quantizers in the same places."""
+    runner = train(options('straight', **{'train_cfg.max_epochs': 2}))
+    straight, part = tmp_path / 'straight', tmp_path / 'part'
+    model = runner.model
+    places = [joint.module for joint in joints_of(model) if joint.module]
+    assert places and f'quantizes {len(places)} tensors beside' in (
+        log_of(straight))
+    # All steps are trained, those of the joints too.
+    first = load_file(str(straight / 'epoch_1.pth'))['state_dict']
+    moved = [name for name, quantizer in named_quantizers(model).items()
+             if not torch.equal(quantizer.log_scale,
+                                first[f'{name}.log_scale'])]
+    assert len(moved) == len(named_quantizers(model))
+
+    part.mkdir()
+    for path in (straight / 'epoch_1.pth', *straight.glob('fpq*')):
+        shutil.copy(path, part / path.name)
+    (part / 'last_checkpoint').write_text(str(part / 'epoch_1.pth'))
+    cfg = options('part', resume=True, **{'train_cfg.max_epochs': 2})
+    cfg.load_from = None
+    train(cfg)
+    assert 'calibrates' not in log_of(part)
+    ends = [load_file(str(folder / 'epoch_2.pth'))['state_dict']
+            for folder in (straight, part)]
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(value, ends[1][key])
+               for key, value in ends[0].items())
+
+    cfg = options('test', load_from=str(straight / 'epoch_2.pth'))
+    tested = Runner.from_cfg(cfg).test()
+    assert tested['accuracy/top1'] == scalars_of(
+        straight, 'accuracy/top1')[-1]
+    loaded = load_model(cfg, str(straight / 'epoch_2.pth'))
+    assert [j.module for j in joints_of(loaded) if j.module] == places
+    x = torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        model.eval()
+        assert torch.equal(loaded(x), model(x))
+
+
+def test_with_and_without_a_target_do_not_mix(options, tmp_path):
+    train(options('with'))
+    train(options('without', fpq__target=None))
+    without = str(tmp_path / 'without/epoch_1.pth')
+    with pytest.raises(ValueError, match='trained without a target'):
+        Runner.from_cfg(options('a', load_from=without)).test()
+    with pytest.raises(ValueError, match='trained without a target'):
+        load_model(options('a'), without)
+    with_one = str(tmp_path / 'with/epoch_1.pth')
+    with pytest.raises(ValueError, match='option target, which is missing'):
+        Runner.from_cfg(options('b', fpq__target=None,
+                                load_from=with_one)).test()
+    with pytest.raises(ValueError, match='option target, which is missing'):
+        load_model(options('b', fpq__target=None), with_one)
+
+
+def test_it_is_exported_with_the_training(options, tmp_path):
+    train(options('run', fpq__export='model.onnx'))
+    assert (tmp_path / 'run/model.onnx').is_file()
+    assert 'answers as the trained model' in log_of(tmp_path / 'run')
