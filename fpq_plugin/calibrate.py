@@ -87,8 +87,8 @@ def calibrate(model: nn.Module,
         warn('calibration had nothing to do: every fake quantizer has a step; '
              'to calibrate anew, convert anew')
     with _all_or_nothing(pending.values()):
-        missed, zero = _calibrate(model, pending, batches, forward or run_batch,
-                                  training)
+        missed, zero = _calibrate(model, pending, batches,
+                                  forward or run_batch, training)
     if missed:
         warn('calibration reached no input of '
              f'{", ".join(dict.fromkeys(missed))}')

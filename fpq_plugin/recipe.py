@@ -312,7 +312,8 @@ class Recipe:
         target = f', target {self.target!r}' if self.target else ''
         return (f'preset {self.preset!r}: weight {text(self.weight)}, '
                 f'activation {text(self.activation)}, perturbation '
-                f'{text(self.perturbation)}, distillation {losses}{joined}{target}')
+                f'{text(self.perturbation)}, distillation {losses}{joined}'
+                f'{target}')
 
     def _set(self, option: str, value: Any) -> None:
         object.__setattr__(self, option, value)

@@ -17,11 +17,11 @@ SIDES = dict(output='output_quantizer', entry='entry_quantizer')
 
 
 def _quantize_output(module: nn.Module, args: tuple, output: Tensor) -> Any:
-    return module.output_quantizer(output)
+    return module.output_quantizer.quantize_once(output)
 
 
 def _quantize_entry(module: nn.Module, args: tuple) -> tuple:
-    return module.entry_quantizer(args[0]), *args[1:]
+    return module.entry_quantizer.quantize_once(args[0]), *args[1:]
 
 
 def attach_joints(model: nn.Module, joints: Iterable[Joint],

@@ -139,16 +139,15 @@ class _Places:
                 for value in op.inputs:
                     wanted.setdefault(root(value), []).append(op.kind)
             elif op.kind in self.target.ends_quantized and op.layer:
-                value = self._end_of(op)
-                if value is None or value.leaves:
+                end = self._end_of(op)
+                if end is None or end.leaves or all(
+                        self._quantizes(reader) or reader in self.live
+                        for reader in _readers(end)):
                     continue
-                if any(not self._quantizes(reader) and reader not in self.live
-                       for reader in _readers(value)):
-                    if self._place(value) is None:
-                        self.bad[op] = 'its result is read inside a forward'
-                    else:
-                        wanted.setdefault(value, []).append(
-                            f'end of {op.kind}')
+                if self._place(end) is None:
+                    self.bad[op] = 'its result is read inside a forward'
+                else:
+                    wanted.setdefault(end, []).append(f'end of {op.kind}')
         return {value: ', '.join(dict.fromkeys(kinds))
                 for value, kinds in wanted.items()}
 

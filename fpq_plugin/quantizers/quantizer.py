@@ -14,6 +14,7 @@ from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
 from .._compat.tracing import is_exporting, whole_call
+from .._compat.versions import is_compiling
 from .description import KEY, describe, differences
 from .grid import Grid, Stage, along_channels, check_bits, weight_to_come
 
@@ -32,6 +33,14 @@ def lasting(method: F) -> F:
             return method(*args, **kwargs)
 
     return run  # type: ignore[return-value]
+
+
+def _made_by(quantizer: Quantizer, x: Tensor) -> bool:
+    """Whether a tensor is what :meth:`Quantizer.quantize_once` returned."""
+    if is_compiling():
+        return False
+    maker, version = getattr(x, '_made_by', (None, 0))
+    return maker is quantizer and version == x._version
 
 
 class _Trainable(ABCMeta):
@@ -200,7 +209,21 @@ class Quantizer(ABC, nn.Module, metaclass=_Trainable):
                     self._stage = Stage.OBSERVING
             if self._stored_stage() is not Stage.READY:
                 return self._passed_on(x)
+        if _made_by(self, x):
+            return x
         return self.fake_quantize(x)
+
+    def quantize_once(self, x: Tensor) -> Any:
+        """The same for a tensor that others read through this quantizer.
+
+        They get it as it is, while nobody changes it in place: quantizing
+        what is on the grid changes nothing.
+        """
+        out = self(x)
+        if out is not x and not (is_compiling() or is_exporting()
+                                 or out.is_inference()):
+            out._made_by = self, out._version
+        return out
 
     def _refuse_other_types(self, x: Tensor) -> None:
         if not x.is_floating_point():

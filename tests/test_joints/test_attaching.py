@@ -57,8 +57,8 @@ def test_each_tensor_is_on_its_grid(backend, bits):
         grid = quantizer.grid()
         codes = (out / quantizer.step()).round() + quantizer.zero_point
         assert quantizer.num_bits == 8
-        assert codes.min() >= grid.quant_min and (
-            codes.max() <= grid.quant_max)
+        assert codes.min() >= grid.quant_min
+        assert codes.max() <= grid.quant_max
         again = (codes - quantizer.zero_point) * quantizer.step()
         torch.testing.assert_close(out, again, rtol=1e-5, atol=1e-6)
 
@@ -145,3 +145,40 @@ def test_trained_and_new_gradients_reach_each_joint():
              if name.endswith('output_quantizer')
              and not torch.equal(before[name], q.step())]
     assert len(moved) == len([j for j in joints_of(model) if j.module])
+
+
+@pytest.mark.parametrize('bits', [8, 4])
+def test_what_is_on_the_grid_is_quantized_once(bits, monkeypatch):
+    """A reader that shares the quantizer gets the tensor as it is.
+
+    Not so with Brevitas, whose proxies pass on another tensor.
+    """
+    model, images, _ = small(bits=bits)
+    calls = []
+    kind = type(model.fc.input_quantizer)
+    whole = kind.fake_quantize
+    monkeypatch.setattr(kind, 'fake_quantize', lambda self, x: (
+        calls.append(id(self)), whole(self, x))[1])
+    with torch.no_grad():
+        once = model(images)
+        number = len(calls)
+        monkeypatch.setattr(
+            'fpq_plugin.quantizers.quantizer._made_by', lambda *_: False)
+        again = model(images)
+    torch.testing.assert_close(once, again)
+    shared = [j for j in joints_of(model) if j.module and j.layers]
+    readers = sum(len(joint.layers) for joint in shared)
+    assert len(calls) - number == number + readers
+    assert bool(readers) == (bits == 8)
+
+
+def test_a_change_in_place_is_quantized_again():
+    model, images, _ = small()
+    quantizer = model.backbone.layer2[0].output_quantizer
+    x = quantizer.quantize_once(torch.rand(3, 4))
+    assert quantizer(x) is x
+    x += quantizer.step() / 3
+    again = quantizer(x)
+    assert again is not x
+    codes = again / quantizer.step()
+    torch.testing.assert_close(codes, codes.round(), atol=1e-3, rtol=0)

@@ -33,7 +33,8 @@ def test_trained_resumed_tested_loaded(options, tmp_path):
     straight, part = tmp_path / 'straight', tmp_path / 'part'
     model = runner.model
     places = [joint.module for joint in joints_of(model) if joint.module]
-    assert places and f'quantizes {len(places)} tensors beside' in (
+    assert places
+    assert f'quantizes {len(places)} tensors beside' in (
         log_of(straight))
     # All steps are trained, those of the joints too.
     first = load_file(str(straight / 'epoch_1.pth'))['state_dict']

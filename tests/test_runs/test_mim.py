@@ -172,12 +172,13 @@ STOCK = {
 }
 
 
-EXPORT = {'default_hooks.fpq.export': 'model.onnx'}
+EXPORT = {'default_hooks.fpq.export': 'model.onnx',
+          'default_hooks.fpq.target': 'onnxruntime'}
 
 
 @pytest.mark.parametrize(
     ('backend', 'more', 'zero_points'),
-    [('torch_ao', EXPORT, 34), ('brevitas', {}, 34), ('brevitas', STOCK, 17)],
+    [('torch_ao', EXPORT, 47), ('brevitas', {}, 34), ('brevitas', STOCK, 17)],
     ids=['torch_ao', 'brevitas', 'brevitas_stock'])
 def test_two_processes_end_bit_identical(digits, fp, elsewhere, backend, more,
                                          zero_points):
