@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..quantizers import Quantizer
-from .engines import ONNXRUNTIME, Engine
+from ..targets import STANDARD, Target
 from .integers import IntegerGrid, integer_grid
 from .lowering import MARK, Weights, array_of, is_constant, number_of
 from .rewriting import add_constant, only_reader, replace_nodes
@@ -94,7 +94,7 @@ def lower_biases(graph: ir.Graph,
                  quantizers: Sequence[Quantizer],
                  names: Sequence[str],
                  integer_biases: bool,
-                 engine: Engine = ONNXRUNTIME) -> list[Bias]:
+                 target: Target = STANDARD) -> list[Bias]:
     """Make biases integers for 8-bit kernels, or keep them float.
 
     An 8-bit kernel takes the bias as integers, in steps of input times
@@ -110,7 +110,7 @@ def lower_biases(graph: ir.Graph,
         quantizers (Sequence[Quantizer]): Those of the marks' numbers.
         names (Sequence[str]): Their names.
         integer_biases (bool): False makes all of them float.
-        engine (Engine): What is to take them. Defaults to onnxruntime.
+        target (Target): What is to take them. Defaults to STANDARD.
 
     Returns:
         list[Bias]: The bias of each Conv, ConvTranspose and Gemm whose input
@@ -128,7 +128,7 @@ def lower_biases(graph: ir.Graph,
         after = _marks_after(node.outputs[0])
         bias = np.array(array_of(node.inputs[2]))
         stored: tuple | str = (
-            f'{engine.title} takes none' if not engine.integer_biases else
+            f'{target.title} takes none' if not target.integer_biases else
             _bias_integers(bias, weights.get(node.inputs[1]), *(
                 integer_grid(quantizers[number_of(mark)])
                 for mark in (source, *after))) if after else
@@ -137,7 +137,7 @@ def lower_biases(graph: ir.Graph,
             stored = CHOSEN
         if isinstance(stored, tuple):
             _store_bias(graph, node, *stored)
-        elif after and not engine.biases_inside:
+        elif after and not target.biases_inside:
             _add_after(graph, node, bias)
         found.append(Bias(layer, stored if isinstance(stored, str) else ''))
     return found

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..quantizers import Quantizer
-from .engines import ONNXRUNTIME, Engine
+from ..targets import STANDARD, Target
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ _TYPES = {kind.name: kind for kind in INTEGER_TYPES}
 
 
 def narrowest_type(low: int, high: int, stored: bool,
-                   engine: Engine = ONNXRUNTIME) -> IntegerType:
+                   target: Target = STANDARD) -> IntegerType:
     """The first type of an engine that holds all integers of ``[low, high]``.
 
     Args:
         low (int): The lowest integer.
         high (int): The highest integer.
         stored (bool): Whether the file holds the integers, as of a weight.
-        engine (Engine): Whose types. Defaults to onnxruntime.
+        target (Target): Whose types. Defaults to STANDARD.
 
     Returns:
         IntegerType: The type.
@@ -68,12 +68,12 @@ def narrowest_type(low: int, high: int, stored: bool,
     Raises:
         ValueError: If there is none.
     """
-    names = engine.weights if stored else engine.features
+    names = target.weights if stored else target.features
     for name in names:
         kind = _TYPES[name]
         if kind.holds(low, high):
             return kind
-    raise ValueError(f'no type of {engine.title} ({", ".join(names)}) holds '
+    raise ValueError(f'no type of {target.title} ({", ".join(names)}) holds '
                      f'integers of {low} to {high}')
 
 
@@ -125,14 +125,14 @@ class IntegerGrid:
 
 def integer_grid(quantizer: Quantizer,
                  stored: bool = False,
-                 engine: Engine = ONNXRUNTIME) -> IntegerGrid:
+                 target: Target = STANDARD) -> IntegerGrid:
     """The numbers that ``quantizer`` computes with.
 
     Args:
         quantizer (Quantizer): The quantizer.
         stored (bool): Whether the file holds its integers, as it does those
             of a weight. Defaults to False.
-        engine (Engine): What is to take them. Defaults to onnxruntime.
+        target (Target): What is to take them. Defaults to STANDARD.
 
     Returns:
         IntegerGrid: Its grid, and the type for its integers.
@@ -157,19 +157,19 @@ def integer_grid(quantizer: Quantizer,
     asked = f'{low} to {high}'
     if zero_point.any():
         asked += f' around {zero_point.flat[0]}'
-    if not engine.zero_points:
+    if not target.zero_points:
         # The same values, counted from their zero.
         low -= int(zero_point.max())
         high -= int(zero_point.min())
         zero_point = np.zeros_like(zero_point)
     try:
         kind = narrowest_type(min(low, int(zero_point.min())),
-                              max(high, int(zero_point.max())), stored, engine)
+                              max(high, int(zero_point.max())), stored, target)
     except ValueError as error:
-        if engine.zero_points:
+        if target.zero_points:
             raise
         raise ValueError(
-            f'{engine.title} takes integers of INT8 around 0, not of {asked}: '
+            f'{target.title} takes integers of INT8 around 0, not of {asked}: '
             'train it with symmetric=True, or with 7 bits') from error
     return IntegerGrid(step, zero_point, low, high, grid.ch_axis, kind)
 
@@ -177,13 +177,13 @@ def integer_grid(quantizer: Quantizer,
 @torch.no_grad()
 def weight_integers(quantizer: Quantizer,
                     weight: np.ndarray,
-                    engine: Engine = ONNXRUNTIME) -> IntegerGrid:
+                    target: Target = STANDARD) -> IntegerGrid:
     """The same, with the integers of ``weight`` itself.
 
     Args:
         quantizer (Quantizer): The weight's quantizer.
         weight (np.ndarray): float32, as the quantizer takes it.
-        engine (Engine): What is to take them. Defaults to onnxruntime.
+        target (Target): What is to take them. Defaults to STANDARD.
 
     Returns:
         IntegerGrid: The grid, with ``weight``.
@@ -192,7 +192,7 @@ def weight_integers(quantizer: Quantizer,
         ValueError: With the reason, if the values that the quantizer gives
             are not those of its integers.
     """
-    found = integer_grid(quantizer, True, engine)
+    found = integer_grid(quantizer, True, target)
     values = quantizer.fake_quantize(torch.tensor(
         weight, device=quantizer.bits.device)).cpu().numpy()
     found.weight = np.zeros(weight.shape, np.int64)

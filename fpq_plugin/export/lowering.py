@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..quantizers import Quantizer
-from .engines import ONNXRUNTIME, Engine
+from ..targets import STANDARD, Target
 from .integers import UINT8, IntegerGrid, integer_grid, weight_integers
 from .rewriting import add_constant, only_reader, replace_nodes
 
@@ -91,7 +91,7 @@ def _seen_by(quantizer: Quantizer, model: nn.Module,
 def find_weights(graph: ir.Graph,
                  quantizers: Sequence[Quantizer],
                  names: Sequence[str],
-                 engine: Engine = ONNXRUNTIME) -> Weights:
+                 target: Target = STANDARD) -> Weights:
     """Find the integers of each quantized weight.
 
     Args:
@@ -99,7 +99,7 @@ def find_weights(graph: ir.Graph,
             layer that is called twice has it, keeps one.
         quantizers (Sequence[Quantizer]): Those of the marks' numbers.
         names (Sequence[str]): Their names, for messages.
-        engine (Engine): What is to take them. Defaults to onnxruntime.
+        target (Target): What is to take them. Defaults to STANDARD.
 
     Returns:
         Weights: The integers, by the value that :func:`store_weights`
@@ -119,7 +119,7 @@ def find_weights(graph: ir.Graph,
             continue
         try:
             grid = weight_integers(quantizers[number], array_of(stored),
-                                   engine)
+                                   target)
         except ValueError as error:
             raise ValueError(
                 f'not exported: {names[number]}: {error}') from error
@@ -168,7 +168,7 @@ def store_weights(graph: ir.Graph, weights: Weights, unsigned: bool) -> None:
 
 def lower_features(graph: ir.Graph,
                    quantizers: Sequence[Quantizer],
-                   engine: Engine = ONNXRUNTIME) -> None:
+                   target: Target = STANDARD) -> None:
     """Make each mark on features QuantizeLinear and DequantizeLinear.
 
     A Clip in front keeps a range that is narrower than its type. Its bounds
@@ -177,10 +177,10 @@ def lower_features(graph: ir.Graph,
     Args:
         graph (ir.Graph): The graph, changed in place.
         quantizers (Sequence[Quantizer]): Those of the marks' numbers.
-        engine (Engine): What is to take them. Defaults to onnxruntime.
+        target (Target): What is to take them. Defaults to STANDARD.
     """
     for mark in marks(graph, of_weights=False):
-        grid = integer_grid(quantizers[number_of(mark)], engine=engine)
+        grid = integer_grid(quantizers[number_of(mark)], target=target)
         x, nodes = mark.inputs[0], []
         if not grid.fills_type():
             bounds = [(end - grid.zero_point) * grid.step
