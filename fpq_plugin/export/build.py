@@ -7,7 +7,7 @@ nodes of the standard, in this order:
 1. :func:`.lowering.find_weights` computes the integers of the weights.
 2. :func:`.folding.fold_batch_norm` multiplies batch norms into their steps,
    and :func:`.folding.lower_biases` makes biases integers.
-3. :func:`.lowering.store_weights` and :func:`.lowering.lower_features` write
+3. :func:`.lowering.store_weights` and :func:`.features.lower_features` write
    the integers, and QuantizeLinear and DequantizeLinear.
 """
 
@@ -24,12 +24,13 @@ from torch import Tensor, nn
 
 from ..quantizers import Quantizer
 from ..targets import STANDARD, Target
+from .features import lower_features, place_marks
+from .filling import fill_weights
 from .folding import Bias, fold_batch_norm, lower_biases
 from .integers import integer_grid
 from .lowering import (
     find_weights,
     fold_weights,
-    lower_features,
     marks,
     number_of,
     store_weights,
@@ -132,10 +133,13 @@ class TracedModel:
         built = read_graph(self.graph)
         fold_weights(built.graph, self.model, quantizers,
                      self.example[:self.batch_size or 2])
+        place_marks(built.graph, quantizers, self.target)
         built = _with_needed_opset(built, quantizers, self.target)
         graph = built.graph
         weights = find_weights(graph, quantizers, names, self.target)
         fold_batch_norm(graph, weights)
+        if self.target.fills_weights:
+            fill_weights(graph, weights, quantizers, self.target)
         biases = lower_biases(graph, weights, quantizers, names,
                               integer_biases, self.target)
         store_weights(graph, weights, unsigned_weights)
