@@ -18,10 +18,10 @@ from .analysis.batches import SPLITS, build_loader, draw_batches
 from .analysis.measuring import require_extras
 from .analysis.study import StudySettings, run_study, study_layer
 from .analysis.trained_models import load_trained_models
-from .export.engines import ONNXRUNTIME, known_engines
+from .export.formats import format_of, known_endings
 from .export.parity import TOLERANCE, ParityError
-from .export.targets import known_endings, target_of
 from .openmmlab.export_run import IMAGES, export_checkpoint
+from .targets import known_targets
 from .version import __version__
 
 # -- fpq export -----------------------------------------------------------
@@ -80,8 +80,8 @@ def add_export(commands: Any) -> None:
         help='points of top-1 that may be lost; without labels, ten times '
         'this share of the classes may differ (default: %(default)s)')
     parser.add_argument(
-        '--engine', choices=known_engines(), default=ONNXRUNTIME.name,
-        help='what is to take the file (default: %(default)s)')
+        '--target', choices=known_targets(),
+        help='the engine that is to take the file (default: any)')
     parser.add_argument(
         '--batch-size', metavar='N', type=int,
         help='make a file for batches of N images alone (default: any)')
@@ -107,17 +107,17 @@ def run_export(args: argparse.Namespace) -> None:
         ImportError: If a package is missing.
         FileNotFoundError: If a file or a folder is missing.
     """
-    target_of(args.out)
+    format_of(args.out)
     if args.images < 1:
         raise ValueError(f'--images must be at least 1, got {args.images}')
     for option, file in (('--out', Path(args.out)), ('--json', args.json)):
         if file is not None and not file.parent.is_dir():
             raise FileNotFoundError(f'{option}: no folder {file.parent}')
     options = dict(unsigned_weights=args.unsigned_weights,
-                   engine=args.engine, batch_size=args.batch_size)
-    # A target need not know what was not asked for.
+                   target=args.target, batch_size=args.batch_size)
+    # A format need not know what was not asked for.
     options = {name: value for name, value in options.items()
-               if value not in (None, ONNXRUNTIME.name)}
+               if value is not None}
     try:
         report = export_checkpoint(args.config, args.checkpoint, args.out,
                                    args.images, args.tolerance, **options)

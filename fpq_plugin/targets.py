@@ -122,7 +122,7 @@ STANDARD = Target(
 # of integers only between DequantizeLinear and QuantizeLinear; no kernel has
 # four bits.
 ONNXRUNTIME = register_target(Target(
-    name='onnxruntime', title='onnxruntime', features=('UINT8', 'INT8'),
+    name='onnxruntime', title='onnxruntime', features=('UINT8', ),
     weights=('INT8', ), zero_points=True, integer_biases=True,
     biases_inside=False, measured=True, narrow='integer', fills_weights=True,
     narrow_biases=True,

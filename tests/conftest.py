@@ -18,7 +18,8 @@ from mmengine import Config  # noqa: E402
 from mmengine.registry import DefaultScope  # noqa: E402
 from runs import ROOT, config, make_digits, train, write_config  # noqa: E402
 
-from fpq_plugin.export import engines, targets  # noqa: E402
+from fpq_plugin import targets  # noqa: E402
+from fpq_plugin.export import formats  # noqa: E402
 
 # Those run where there is what they need: tox -e dense; a GPU.
 collect_ignore = ([] if find_spec('mmdet') else ['test_dense']) + (
@@ -36,10 +37,10 @@ settings.load_profile('fpq')
 
 @pytest.fixture(autouse=True)
 def _as_in_a_new_process(monkeypatch):
-    """No seed, scope or registered engine of the test before."""
+    """No seed, scope or registered target of the test before."""
     torch.manual_seed(0)
     monkeypatch.setattr(DefaultScope, '_instance_dict', OrderedDict())
-    monkeypatch.setattr(engines, '_ENGINES', dict(engines._ENGINES))
+    monkeypatch.setattr(formats, '_FORMATS', dict(formats._FORMATS))
     monkeypatch.setattr(targets, '_TARGETS', dict(targets._TARGETS))
 
 

@@ -3,7 +3,7 @@
 A model goes through :mod:`.build` (with :mod:`.integers`, :mod:`.lowering`,
 :mod:`.folding` and :mod:`.rewriting`) to an ONNX model, which :mod:`.runtime`
 runs, :mod:`.parity` compares with the trained one, :mod:`.onnx_file` writes
-and :mod:`.report` describes. :mod:`.targets` has the kinds of files,
+and :mod:`.report` describes. :mod:`.formats` has the kinds of files,
 :mod:`fpq_plugin.cli` is ``fpq export``. :mod:`.torch_int8` needs no file.
 
 Importing this needs neither onnx nor onnxruntime; exporting to ONNX does (the
@@ -12,19 +12,19 @@ extra ``export``).
 
 from typing import TYPE_CHECKING, Any
 
-# Each target's module registers it.
+# Each format's module registers it.
+from .formats import FileFormat, register_format
 from .onnx_file import export_onnx
 from .parity import Parity, ParityError
 from .report import ExportReport
-from .targets import Target, register_target
 from .torch_int8 import to_torch_int8
 
 if TYPE_CHECKING:
     from ..openmmlab.export_run import export_checkpoint
 
 __all__ = [
-    'ExportReport', 'Parity', 'ParityError', 'Target', 'export_checkpoint',
-    'export_onnx', 'register_target', 'to_torch_int8'
+    'ExportReport', 'FileFormat', 'Parity', 'ParityError',
+    'export_checkpoint', 'export_onnx', 'register_format', 'to_torch_int8'
 ]
 
 

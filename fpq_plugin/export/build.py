@@ -7,7 +7,7 @@ nodes of the standard, in this order:
 1. :func:`.lowering.find_weights` computes the integers of the weights.
 2. :func:`.folding.fold_batch_norm` multiplies batch norms into their steps,
    and :func:`.folding.lower_biases` makes biases integers.
-3. :func:`.lowering.store_weights` and :func:`.lowering.lower_features` write
+3. :func:`.lowering.store_weights` and :func:`.features.lower_features` write
    the integers, and QuantizeLinear and DequantizeLinear.
 """
 
@@ -23,13 +23,14 @@ from onnx import version_converter
 from torch import Tensor, nn
 
 from ..quantizers import Quantizer
-from .engines import ONNXRUNTIME, Engine
+from ..targets import STANDARD, Target
+from .features import lower_features, place_marks
+from .filling import fill_weights
 from .folding import Bias, fold_batch_norm, lower_biases
 from .integers import integer_grid
 from .lowering import (
     find_weights,
     fold_weights,
-    lower_features,
     marks,
     number_of,
     store_weights,
@@ -40,12 +41,12 @@ from .tracing import TRACED_OPSET, TRACED_SIZES, trace_any_batch
 
 
 def refuse_unexportable(model: nn.Module,
-                        engine: Engine = ONNXRUNTIME) -> None:
-    """Name every quantizer that no node of the engine can stand for.
+                        target: Target = STANDARD) -> None:
+    """Name every quantizer that no node that the engine takes can stand for.
 
     Args:
         model (nn.Module): A quantized model.
-        engine (Engine): What is to take the file. Defaults to onnxruntime.
+        target (Target): What is to take the file. Defaults to STANDARD.
 
     Raises:
         ValueError: Naming them, with the reasons.
@@ -53,7 +54,7 @@ def refuse_unexportable(model: nn.Module,
     reasons = []
     for name, quantizer in quantizers_of(model).items():
         try:
-            integer_grid(quantizer, engine=engine)
+            integer_grid(quantizer, target=target)
         except ValueError as error:
             reasons.append(f'{name}: {error}')
     if reasons:
@@ -99,7 +100,7 @@ class TracedModel:
             marks have their numbers.
         graph (onnx.ModelProto): The trace.
         plain (bool): Whether it is as torch traced it.
-        engine (Engine): What is to take the files.
+        target (Target): What is to take the files.
         batch_size (int, optional): The files' batch size, None if free.
     """
 
@@ -108,7 +109,7 @@ class TracedModel:
     quantizers: dict[str, Quantizer]
     graph: onnx.ModelProto
     plain: bool
-    engine: Engine
+    target: Target
     batch_size: int | None
 
     def build(self, integer_biases: bool = True,
@@ -132,28 +133,31 @@ class TracedModel:
         built = read_graph(self.graph)
         fold_weights(built.graph, self.model, quantizers,
                      self.example[:self.batch_size or 2])
-        built = _with_needed_opset(built, quantizers, self.engine)
+        place_marks(built.graph, quantizers, self.target)
+        built = _with_needed_opset(built, quantizers, self.target)
         graph = built.graph
-        weights = find_weights(graph, quantizers, names, self.engine)
+        weights = find_weights(graph, quantizers, names, self.target)
         fold_batch_norm(graph, weights)
+        if self.target.fills_weights:
+            fill_weights(graph, weights, quantizers, self.target)
         biases = lower_biases(graph, weights, quantizers, names,
-                              integer_biases, self.engine)
+                              integer_biases, self.target)
         store_weights(graph, weights, unsigned_weights)
-        lower_features(graph, quantizers, self.engine)
+        lower_features(graph, quantizers, self.target)
         finish_graph(built)
         return built, biases
 
 
 def trace_model(model: nn.Module,
                 example: Tensor,
-                engine: Engine = ONNXRUNTIME,
+                target: Target = STANDARD,
                 batch_size: int | None = None) -> TracedModel:
     """Trace a quantized torch model, to build ONNX models from.
 
     Args:
         model (nn.Module): In eval mode, takes and returns one tensor.
         example (Tensor): Images, (N, ...), any number of them.
-        engine (Engine): What is to take the file. Defaults to onnxruntime.
+        target (Target): What is to take the file. Defaults to STANDARD.
         batch_size (int, optional): The file's batch size. Defaults to None,
             a free one.
 
@@ -164,7 +168,7 @@ def trace_model(model: nn.Module,
         ValueError: If something cannot be exported; the message names it.
     """
     refuse_unfit(model)
-    refuse_unexportable(model, engine)
+    refuse_unexportable(model, target)
     found = quantizers_of(model)
     if not found:
         raise ValueError('not exported: the model has no fake quantizer that '
@@ -173,7 +177,7 @@ def trace_model(model: nn.Module,
     graph, plain = trace_any_batch(model, list(found.values()), example,
                                    batch_size=batch_size)
     images = some_images(example, batch_size or MOST_TRACED)
-    return TracedModel(model, images, found, graph, plain, engine, batch_size)
+    return TracedModel(model, images, found, graph, plain, target, batch_size)
 
 
 def build_onnx(model: nn.Module,
@@ -200,9 +204,9 @@ def build_onnx(model: nn.Module,
 
 
 def _with_needed_opset(model: ir.Model, quantizers: Sequence[Quantizer],
-                       engine: Engine) -> ir.Model:
+                       target: Target) -> ir.Model:
     """The model in the first opset that has its weights' types."""
-    grids = [integer_grid(quantizers[number_of(mark)], True, engine)
+    grids = [integer_grid(quantizers[number_of(mark)], True, target)
              for mark in marks(model.graph, of_weights=True)]
     opset = max((grid.type.opset for grid in grids), default=0)
     if opset <= TRACED_OPSET:

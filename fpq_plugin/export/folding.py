@@ -16,9 +16,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ..quantizers import Quantizer
-from .engines import ONNXRUNTIME, Engine
+from ..targets import STANDARD, Target
+from .features import mark_before
 from .integers import IntegerGrid, integer_grid
-from .lowering import MARK, Weights, array_of, is_constant, number_of
+from .lowering import MARK, Weights, array_of, is_constant, layer_of, number_of
 from .rewriting import add_constant, only_reader, replace_nodes
 
 
@@ -70,6 +71,8 @@ def _fold(graph: ir.Graph, conv: ir.Node, norm: ir.Node,
 
 # Of the step that follows: what rounding a bias may shift a value by.
 LARGEST_SHIFT = 1 / 256
+# Sums of products that are added have room beside it in int32.
+LARGEST_BIAS = 2**30
 # Why a bias is float that could be integers.
 CHOSEN = 'integers cost accuracy'
 # What onnxruntime moves a QuantizeLinear back over, into the layer before.
@@ -94,14 +97,16 @@ def lower_biases(graph: ir.Graph,
                  quantizers: Sequence[Quantizer],
                  names: Sequence[str],
                  integer_biases: bool,
-                 engine: Engine = ONNXRUNTIME) -> list[Bias]:
+                 target: Target = STANDARD) -> list[Bias]:
     """Make biases integers for 8-bit kernels, or keep them float.
 
     An 8-bit kernel takes the bias as integers, in steps of input times
     weight. Such a step is far below that of an 8-bit output, and the bias
-    becomes int32. At fewer bits it is not, and there is no kernel: the bias
-    is added after the layer, since onnxruntime 1.24 rounds what is left
-    inside (a float weight too). Other engines get it inside.
+    becomes int32. At fewer bits it may not be. Where the target's layers are
+    to end in QuantizeLinear, a bias is int32 nevertheless if it fits, and
+    the comparison decides. A float one is added after the layer, since
+    onnxruntime 1.24 rounds what is left inside (a float weight too). Other
+    engines get it inside.
 
     Args:
         graph (ir.Graph): The graph with features' quantizers as marks,
@@ -110,7 +115,7 @@ def lower_biases(graph: ir.Graph,
         quantizers (Sequence[Quantizer]): Those of the marks' numbers.
         names (Sequence[str]): Their names.
         integer_biases (bool): False makes all of them float.
-        engine (Engine): What is to take them. Defaults to onnxruntime.
+        target (Target): What is to take them. Defaults to STANDARD.
 
     Returns:
         list[Bias]: The bias of each Conv, ConvTranspose and Gemm whose input
@@ -121,23 +126,27 @@ def lower_biases(graph: ir.Graph,
         if node.op_type not in ('Conv', 'ConvTranspose', 'Gemm') or (
                 len(node.inputs) < 3 or not is_constant(node.inputs[2])):
             continue
-        source = node.inputs[0].producer() if node.inputs[0] else None
-        if source is None or source.op_type != MARK:
+        source = mark_before(node.inputs[0])
+        if source is None:
             continue
-        layer = names[number_of(source)].rpartition('.')[0]
+        layer = layer_of(node, names)
         after = _marks_after(node.outputs[0])
         bias = np.array(array_of(node.inputs[2]))
-        stored: tuple | str = (
-            f'{engine.title} takes none' if not engine.integer_biases else
-            _bias_integers(bias, weights.get(node.inputs[1]), *(
-                integer_grid(quantizers[number_of(mark)])
-                for mark in (source, *after))) if after else
-            'the output is not quantized again')
+        stored: tuple | str
+        if not target.integer_biases:
+            stored = f'{target.title} takes none'
+        elif after or _may_end_in_float(node, target):
+            stored = _bias_integers(
+                bias, weights.get(node.inputs[1]), target, *(
+                    integer_grid(quantizers[number_of(mark)], target=target)
+                    for mark in (source, *after)))
+        else:
+            stored = 'the output is not quantized again'
         if not isinstance(stored, str) and not integer_biases:
             stored = CHOSEN
         if isinstance(stored, tuple):
             _store_bias(graph, node, *stored)
-        elif after and not engine.biases_inside:
+        elif after and not target.biases_inside:
             _add_after(graph, node, bias)
         found.append(Bias(layer, stored if isinstance(stored, str) else ''))
     return found
@@ -154,17 +163,28 @@ def _marks_after(value: ir.Value) -> list[ir.Node]:
     return found
 
 
+def _may_end_in_float(node: ir.Node, target: Target) -> bool:
+    """Whether integers in a layer do without a quantized output."""
+    kind = 'linear' if node.op_type == 'Gemm' else 'conv'
+    return bool(target.ends_quantized) and kind not in target.ends_quantized
+
+
 def _bias_integers(
-        bias: np.ndarray, weight: IntegerGrid | None, before: IntegerGrid,
+        bias: np.ndarray, weight: IntegerGrid | None, target: Target,
+        before: IntegerGrid,
         *after: IntegerGrid) -> tuple[np.ndarray, np.ndarray] | str:
     """The bias as int32 (C,) and their steps (C,), or why there are none."""
-    if weight is None or weight.type.high < 127 or not all(
-            grid.fills_type() for grid in (before, *after)):
+    if weight is None:
+        return 'the weight is float'
+    if not target.narrow_biases and (weight.type.high < 127 or not all(
+            grid.fills_type() for grid in (before, *after))):
         return 'weight, input or output has fewer than 8 bits'
     step = np.broadcast_to(before.step * weight.step, bias.shape)
     integers = np.round(bias.astype(np.float64) / step)
-    if step.max() / 2 > LARGEST_SHIFT * min(grid.step for grid in after) or (
-            np.abs(integers).max() >= 2**31):
+    if np.abs(integers).max() > LARGEST_BIAS:
+        return 'it does not fit in int32'
+    if not target.ends_quantized and (
+            step.max() / 2 > LARGEST_SHIFT * min(grid.step for grid in after)):
         return 'its step is too coarse for the output'
     return integers.astype(np.int32), step.astype(np.float32)
 

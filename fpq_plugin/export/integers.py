@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..quantizers import Quantizer
-from .engines import ONNXRUNTIME, Engine
+from ..targets import STANDARD, Target
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ _TYPES = {kind.name: kind for kind in INTEGER_TYPES}
 
 
 def narrowest_type(low: int, high: int, stored: bool,
-                   engine: Engine = ONNXRUNTIME) -> IntegerType:
+                   target: Target = STANDARD) -> IntegerType:
     """The first type of an engine that holds all integers of ``[low, high]``.
 
     Args:
         low (int): The lowest integer.
         high (int): The highest integer.
         stored (bool): Whether the file holds the integers, as of a weight.
-        engine (Engine): Whose types. Defaults to onnxruntime.
+        target (Target): Whose types. Defaults to STANDARD.
 
     Returns:
         IntegerType: The type.
@@ -68,12 +68,12 @@ def narrowest_type(low: int, high: int, stored: bool,
     Raises:
         ValueError: If there is none.
     """
-    names = engine.weights if stored else engine.features
+    names = target.weights if stored else target.features
     for name in names:
         kind = _TYPES[name]
         if kind.holds(low, high):
             return kind
-    raise ValueError(f'no type of {engine.title} ({", ".join(names)}) holds '
+    raise ValueError(f'no type of {target.title} ({", ".join(names)}) holds '
                      f'integers of {low} to {high}')
 
 
@@ -90,6 +90,8 @@ class IntegerGrid:
         type (IntegerType): The type that holds the integers.
         weight (np.ndarray, optional): int64, a weight's integers, of the
             weight's shape.
+        largest_factor (int): The largest integer that a weight is multiplied
+            with, as uint8. Defaults to 255.
     """
 
     step: np.ndarray
@@ -99,14 +101,19 @@ class IntegerGrid:
     axis: int | None
     type: IntegerType
     weight: Any = None
+    largest_factor: int = 255
 
     def fills_type(self) -> bool:
         """Whether its range is that of the type."""
         return (self.low, self.high) == (self.type.low, self.type.high)
 
     def may_saturate(self) -> bool:
-        """Whether two products with uint8 can pass a signed 16-bit sum."""
-        return 2 * 255 * max(-self.low, self.high) > 2**15 - 1
+        """Whether two products can pass a signed 16-bit sum."""
+        return max(-self.low, self.high) > self.largest_unsaturated()
+
+    def largest_unsaturated(self) -> int:
+        """The largest integer of a weight whose products cannot."""
+        return (2**15 - 1) // (2 * self.largest_factor)
 
     def along_axis(self, value: np.ndarray) -> np.ndarray:
         """``value``, () or (C,), so that it broadcasts to the weight."""
@@ -125,14 +132,14 @@ class IntegerGrid:
 
 def integer_grid(quantizer: Quantizer,
                  stored: bool = False,
-                 engine: Engine = ONNXRUNTIME) -> IntegerGrid:
+                 target: Target = STANDARD) -> IntegerGrid:
     """The numbers that ``quantizer`` computes with.
 
     Args:
         quantizer (Quantizer): The quantizer.
         stored (bool): Whether the file holds its integers, as it does those
             of a weight. Defaults to False.
-        engine (Engine): What is to take them. Defaults to onnxruntime.
+        target (Target): What is to take them. Defaults to STANDARD.
 
     Returns:
         IntegerGrid: Its grid, and the type for its integers.
@@ -154,36 +161,51 @@ def integer_grid(quantizer: Quantizer,
         raise ValueError('its zero point is not an integer')
     low, high = int(grid.quant_min), int(grid.quant_max)
     zero_point = zero_point.astype(np.int64)
+    errors = []
+    # The same values, counted from elsewhere.
+    for shift in _shifts(low, zero_point, stored, target):
+        moved = zero_point + shift
+        ends = low + int(shift.min()), high + int(shift.max())
+        try:
+            kind = narrowest_type(min(ends[0], int(moved.min())),
+                                  max(ends[1], int(moved.max())), stored,
+                                  target)
+        except ValueError as error:
+            errors.append(error)
+        else:
+            return IntegerGrid(step, moved, *ends, grid.ch_axis, kind)
+    if target.zero_points:
+        raise errors[0]
     asked = f'{low} to {high}'
     if zero_point.any():
         asked += f' around {zero_point.flat[0]}'
-    if not engine.zero_points:
-        # The same values, counted from their zero.
-        low -= int(zero_point.max())
-        high -= int(zero_point.min())
-        zero_point = np.zeros_like(zero_point)
-    try:
-        kind = narrowest_type(min(low, int(zero_point.min())),
-                              max(high, int(zero_point.max())), stored, engine)
-    except ValueError as error:
-        if engine.zero_points:
-            raise
-        raise ValueError(
-            f'{engine.title} takes integers of INT8 around 0, not of {asked}: '
-            'train it with symmetric=True, or with 7 bits') from error
-    return IntegerGrid(step, zero_point, low, high, grid.ch_axis, kind)
+    raise ValueError(
+        f'{target.title} takes integers of INT8 around 0, not of {asked}: '
+        'train it with symmetric=True, or with 7 bits') from errors[0]
+
+
+def _shifts(low: int, zero_point: np.ndarray, stored: bool,
+            target: Target) -> list[np.ndarray]:
+    """What may be added to integers and zero points, the best first."""
+    from_zero = [-zero_point]
+    if not target.zero_points:
+        return from_zero
+    lowest = _TYPES[(target.weights if stored else target.features)[0]].low
+    return (from_zero if stored and target.fills_weights else []) + [
+        np.zeros_like(zero_point),
+        np.full_like(zero_point, lowest - min(low, int(zero_point.min())))]
 
 
 @torch.no_grad()
 def weight_integers(quantizer: Quantizer,
                     weight: np.ndarray,
-                    engine: Engine = ONNXRUNTIME) -> IntegerGrid:
+                    target: Target = STANDARD) -> IntegerGrid:
     """The same, with the integers of ``weight`` itself.
 
     Args:
         quantizer (Quantizer): The weight's quantizer.
         weight (np.ndarray): float32, as the quantizer takes it.
-        engine (Engine): What is to take them. Defaults to onnxruntime.
+        target (Target): What is to take them. Defaults to STANDARD.
 
     Returns:
         IntegerGrid: The grid, with ``weight``.
@@ -192,7 +214,7 @@ def weight_integers(quantizer: Quantizer,
         ValueError: With the reason, if the values that the quantizer gives
             are not those of its integers.
     """
-    found = integer_grid(quantizer, True, engine)
+    found = integer_grid(quantizer, True, target)
     values = quantizer.fake_quantize(torch.tensor(
         weight, device=quantizer.bits.device)).cpu().numpy()
     found.weight = np.zeros(weight.shape, np.int64)

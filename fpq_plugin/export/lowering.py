@@ -1,9 +1,9 @@
-"""Fake quantizers become QuantizeLinear and DequantizeLinear.
+"""Fake quantizers of weights become stored integers.
 
 The traced graph has a mark, a node ``fpq::FakeQuantize`` with a number, where
 the model calls a fake quantizer (see :mod:`.build`). A mark on a constant is
 a weight's: the weight is stored as integers, and a DequantizeLinear makes it
-float. A mark on features becomes QuantizeLinear and DequantizeLinear.
+float. Those on features are in :mod:`.features`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from ..quantizers import Quantizer
-from .engines import ONNXRUNTIME, Engine
-from .integers import UINT8, IntegerGrid, integer_grid, weight_integers
+from ..targets import STANDARD, Target
+from .integers import UINT8, IntegerGrid, weight_integers
 from .rewriting import add_constant, only_reader, replace_nodes
 
 MARK = 'FakeQuantize'
@@ -88,10 +87,26 @@ def _seen_by(quantizer: Quantizer, model: nn.Module,
     return seen[-1]
 
 
+def layer_of(node: ir.Node, names: Sequence[str]) -> str:
+    """The name of the layer that a node computes, by its weight's mark.
+
+    Args:
+        node (ir.Node): A node with a weight or features of a mark.
+        names (Sequence[str]): The quantizers' names.
+    """
+    for value in reversed(node.inputs[:2]):
+        maker = value.producer() if value is not None else None
+        while maker is not None and maker.op_type != MARK:
+            maker = maker.inputs[0].producer() if maker.inputs[0] else None
+        if maker is not None:
+            return names[number_of(maker)].rpartition('.')[0]
+    return ''
+
+
 def find_weights(graph: ir.Graph,
                  quantizers: Sequence[Quantizer],
                  names: Sequence[str],
-                 engine: Engine = ONNXRUNTIME) -> Weights:
+                 target: Target = STANDARD) -> Weights:
     """Find the integers of each quantized weight.
 
     Args:
@@ -99,7 +114,7 @@ def find_weights(graph: ir.Graph,
             layer that is called twice has it, keeps one.
         quantizers (Sequence[Quantizer]): Those of the marks' numbers.
         names (Sequence[str]): Their names, for messages.
-        engine (Engine): What is to take them. Defaults to onnxruntime.
+        target (Target): What is to take them. Defaults to STANDARD.
 
     Returns:
         Weights: The integers, by the value that :func:`store_weights`
@@ -119,7 +134,7 @@ def find_weights(graph: ir.Graph,
             continue
         try:
             grid = weight_integers(quantizers[number], array_of(stored),
-                                   engine)
+                                   target)
         except ValueError as error:
             raise ValueError(
                 f'not exported: {names[number]}: {error}') from error
@@ -162,41 +177,11 @@ def store_weights(graph: ir.Graph, weights: Weights, unsigned: bool) -> None:
         maker = value.producer() if value is not None else None
         assert maker is not None
         replace_nodes(graph, [maker], [
-            ir.node('DequantizeLinear', [stored, *_parameters(graph, grid)],
-                    _axis(grid))])
+            ir.node('DequantizeLinear', [stored, *parameters(graph, grid)],
+                    axis_of(grid))])
 
 
-def lower_features(graph: ir.Graph,
-                   quantizers: Sequence[Quantizer],
-                   engine: Engine = ONNXRUNTIME) -> None:
-    """Make each mark on features QuantizeLinear and DequantizeLinear.
-
-    A Clip in front keeps a range that is narrower than its type. Its bounds
-    are values of the grid, so it changes no other value.
-
-    Args:
-        graph (ir.Graph): The graph, changed in place.
-        quantizers (Sequence[Quantizer]): Those of the marks' numbers.
-        engine (Engine): What is to take them. Defaults to onnxruntime.
-    """
-    for mark in marks(graph, of_weights=False):
-        grid = integer_grid(quantizers[number_of(mark)], engine=engine)
-        x, nodes = mark.inputs[0], []
-        if not grid.fills_type():
-            bounds = [(end - grid.zero_point) * grid.step
-                      for end in (grid.low, grid.high)]
-            nodes.append(ir.node('Clip', [x, *(
-                add_constant(graph, bound.astype(np.float32))
-                for bound in bounds)]))
-            x = nodes[-1].outputs[0]
-        parameters = _parameters(graph, grid)
-        for op_type in ('QuantizeLinear', 'DequantizeLinear'):
-            nodes.append(ir.node(op_type, [x, *parameters], _axis(grid)))
-            x = nodes[-1].outputs[0]
-        replace_nodes(graph, [mark], nodes)
-
-
-def _parameters(graph: ir.Graph, grid: IntegerGrid) -> list[ir.Value]:
+def parameters(graph: ir.Graph, grid: IntegerGrid) -> list[ir.Value]:
     """Step and zero point, as both nodes take them.
 
     onnxruntime's QGemm wants a weight's zero point where it is 0 as well, and
@@ -207,5 +192,5 @@ def _parameters(graph: ir.Graph, grid: IntegerGrid) -> list[ir.Value]:
             add_constant(graph, grid.zero_point, ir.DataType[grid.type.name])]
 
 
-def _axis(grid: IntegerGrid) -> dict[str, int]:
+def axis_of(grid: IntegerGrid) -> dict[str, int]:
     return {} if grid.axis is None else dict(axis=grid.axis)

@@ -3,7 +3,7 @@
 Two versions are built, with biases as integers and in float. The first that is
 as accurate as the trained model, on real inputs and in batches of several
 sizes, is written; if none is, nothing is. Importing this module needs neither
-onnx nor onnxruntime, so that a run can look at the target's needs before it
+onnx nor onnxruntime, so that a run can look at what it needs before it
 trains.
 """
 
@@ -25,8 +25,9 @@ from .._compat.files import write_whole
 from .._compat.restoring import kept_modes
 from ..layers import quantized_layers
 from ..options import FLOAT_BITS
+from ..targets import Target, target_of
 from ..version import __version__
-from .engines import ONNXRUNTIME, Engine, engine_of
+from .formats import FileFormat, register_format
 from .parity import (
     OTHER_SIZES,
     TOLERANCE,
@@ -37,7 +38,6 @@ from .parity import (
     rebatched,
 )
 from .report import ExportedLayer, ExportReport, Latency
-from .targets import Target, register_target
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -103,7 +103,7 @@ def export_onnx(model: nn.Module,
                 tolerance: float = TOLERANCE,
                 source: dict[str, str] | None = None,
                 unsigned_weights: bool | None = None,
-                engine: str = ONNXRUNTIME.name,
+                target: str | None = None,
                 batch_size: int | None = None) -> ExportReport:
     """Write a trained model as ONNX, once onnxruntime answers as it does.
 
@@ -129,10 +129,9 @@ def export_onnx(model: nn.Module,
             with zero point 128, which is right on every processor, instead of
             int8. Defaults to None: where this processor's kernels for int8
             saturate, if the file is for onnxruntime.
-        engine (str): What is to take the file: 'onnxruntime', or 'tensorrt',
-            which takes int8 around 0 alone, and float biases; its files are
-            checked against its rules and not run in it. Defaults to
-            'onnxruntime'.
+        target (str, optional): The engine that is to take the file, by the
+            names of :mod:`fpq_plugin.targets`, such as 'onnxruntime'. Defaults
+            to None, any runtime of the standard.
         batch_size (int, optional): Write a file for batches of this size
             alone, for models that a free size does not fit; its metadata
             says so. Defaults to None, any size.
@@ -150,7 +149,7 @@ def export_onnx(model: nn.Module,
     ONNX.require_packages()
     from .runtime import saturates
 
-    rules, path = engine_of(engine), Path(path)
+    rules, path = target_of(target), Path(path)
     if batch_size is not None:
         _require_size(batch_size)
     if unsigned_weights and 'UINT8' not in rules.weights:
@@ -187,7 +186,7 @@ def _require_size(batch_size: int) -> None:
 
 def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
             tolerance: float, source: dict[str, str], unsigned: bool,
-            engine: Engine, batch_size: int | None) -> ExportReport:
+            target: Target, batch_size: int | None) -> ExportReport:
     from .build import build_float_onnx, trace_model
     from .runtime import latencies, open_session, refuse_unfit_for
 
@@ -201,19 +200,19 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
     if example.is_floating_point() and example.dtype != torch.float32:
         raise ValueError('not exported: inputs must be float32, got '
                          f'{example.dtype}')
-    traced = trace_model(model, example, engine, batch_size)
+    traced = trace_model(model, example, target, batch_size)
     # The second has no integer biases, should they cost accuracy.
     built = [traced.build(integers, unsigned) for integers in (True, False)]
     if built[0][1] == built[1][1]:
         del built[1]
     for file, _ in built:
-        refuse_unfit_for(engine, file)
+        refuse_unfit_for(target, file)
         add_metadata(file, model, {
-            **source, 'engine': engine.name,
+            **source, 'target': target.name,
             'batch_size': str(batch_size or 'free')})
     contents = [content_of(file) for file, _ in built]
     # Another engine's file is computed as it says, in float.
-    sessions = [open_session(content, unpack=not engine.measured)
+    sessions = [open_session(content, unpack=not target.measured)
                 for content in contents]
     found = measure_parity(model, sessions,
                            alike(chain([first], batches), example))
@@ -231,14 +230,14 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
             open_session(in_float)]
     times = tuple(
         Latency(size, *latencies(runs, example[:size]))
-        for size in sorted(sizes)) if engine.measured else ()
+        for size in sorted(sizes)) if target.measured else ()
     write_whole(path, lambda file: file.write(content))
     return ExportReport(
         str(path), len(content), len(in_float),
         built[best][0].opset_imports[''], found[best], times,
         exported_layers(model),
         tuple((bias.layer, bias.reason) for bias in built[best][1]), reason,
-        engine.title, batch_size)
+        target.title, batch_size)
 
 
 def content_of(model: ir.Model) -> bytes:
@@ -263,7 +262,7 @@ def check_onnx(model: nn.Module, example: Tensor) -> None:
     trace_model(model, example).build()
 
 
-ONNX = register_target(Target(
+ONNX = register_format(FileFormat(
     name='ONNX',
     endings=('.onnx', ),
     packages=('onnx', 'onnx_ir', 'onnxruntime'),

@@ -72,7 +72,7 @@ class ExportReport:
             Defaults to none.
         bias_reason (str): Why integer biases were given up, where they could
             have been. Defaults to ''.
-        engine (str): What is to take the file. Defaults to 'onnxruntime'.
+        target (str): The engine that is to take it. Defaults to 'onnxruntime'.
         batch_size (int, optional): The only batch size that it takes.
             Defaults to None, any.
     """
@@ -86,7 +86,7 @@ class ExportReport:
     layers: tuple[ExportedLayer, ...]
     biases: tuple[tuple[str, str], ...] = ()
     bias_reason: str = ''
-    engine: str = 'onnxruntime'
+    target: str = 'onnxruntime'
     batch_size: int | None = None
 
     def ratio(self) -> float:
@@ -115,7 +115,7 @@ class ExportReport:
             for each in self.latencies if each.ratio() > NOTABLY_SLOWER
         ]
         if not self.latencies:
-            found.append(f'checked against the rules of {self.engine}, and '
+            found.append(f'checked against the rules of {self.target}, and '
                          'not run in it')
         if self.batch_size is not None:
             found.append(f'takes batches of {self.batch_size} alone')
@@ -125,7 +125,7 @@ class ExportReport:
         """All figures, for JSON."""
         return dict(
             path=self.path,
-            engine=self.engine,
+            target=self.target,
             batch_size=self.batch_size,
             integer_biases=dict(
                 reason=self.bias_reason,

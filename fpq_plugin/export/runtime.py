@@ -15,7 +15,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from .engines import Engine
+from ..targets import Target
 from .lowering import array_of, is_constant
 from .tracing import INPUT
 
@@ -91,11 +91,11 @@ def latencies(runs: list[Callable[[Tensor], Tensor]], x: Tensor,
 
 # -- an engine's rules ----------------------------------------------------
 
-def refuse_unfit_for(engine: Engine, model: ir.Model) -> None:
+def refuse_unfit_for(target: Target, model: ir.Model) -> None:
     """Refuse a file that its engine does not take.
 
     Args:
-        engine (Engine): The engine.
+        target (Target): Its rules.
         model (ir.Model): The finished model.
 
     Raises:
@@ -103,21 +103,21 @@ def refuse_unfit_for(engine: Engine, model: ir.Model) -> None:
     """
     for node in model.graph:
         if node.op_type in ('QuantizeLinear', 'DequantizeLinear'):
-            fault = _fault(engine, node)
+            fault = _fault(target, node)
             if fault:
                 raise ValueError(
-                    f'not exported: {engine.title} takes no {node.op_type} '
+                    f'not exported: {target.title} takes no {node.op_type} '
                     f'with {fault}')
 
 
-def _fault(engine: Engine, node: ir.Node) -> str:
+def _fault(target: Target, node: ir.Node) -> str:
     zero_point = node.inputs[2] if len(node.inputs) > 2 else None
     if zero_point is None:  # only the INT32 of biases goes without
-        return '' if engine.integer_biases else 'integers of INT32'
-    if not engine.zero_points and array_of(zero_point).astype(int).any():
+        return '' if target.integer_biases else 'integers of INT32'
+    if not target.zero_points and array_of(zero_point).astype(int).any():
         return 'a zero point other than 0'
     known = zero_point.const_value
     name = '' if known is None else known.dtype.name
-    types = (engine.weights if is_constant(node.inputs[0])
-             else engine.features)
+    types = (target.weights if is_constant(node.inputs[0])
+             else target.features)
     return '' if name in types else f'integers of {name}'

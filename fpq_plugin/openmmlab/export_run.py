@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from .._compat.restoring import kept_modes
 from ..export import ExportReport
+from ..export.formats import format_of
 from ..export.parity import TOLERANCE, Batch, with_progress
-from ..export.targets import target_of
 from ..recipe import Recipe
 from .checkpoints import load_model
 
@@ -107,14 +107,14 @@ def export_checkpoint(config: str | Config,
         config (str | Config): The config that the model was trained with.
         checkpoint (str): Path or URL of the checkpoint.
         path (str | os.PathLike): The file to write. Its ending says what it
-            is: see :mod:`fpq_plugin.export.targets`.
+            is: see :mod:`fpq_plugin.export.formats`.
         images (int): Images of ``test_dataloader`` (or ``val_dataloader``)
             to compare on, from the first. Defaults to 1000.
         tolerance (float): As for :func:`export_onnx`, in %. Defaults to 0.1.
         loader (DataLoader, optional): What :func:`ordered_images` gave for the
             config, if that was called. Defaults to None.
-        **options: What the target takes besides, as :func:`export_onnx`
-            takes ``unsigned_weights``, ``engine`` and ``batch_size``.
+        **options: What the format takes besides, as :func:`export_onnx`
+            takes ``unsigned_weights``, ``target`` and ``batch_size``.
 
     Returns:
         ExportReport: Sizes, latencies, parity and bits.
@@ -123,11 +123,11 @@ def export_checkpoint(config: str | Config,
         ValueError: If the file's ending is unknown, the config has no FPQHook
             or no test images, the checkpoint is not of its quantization, or
             something cannot be exported.
-        ImportError: If a package that the target needs is missing.
+        ImportError: If a package that the format needs is missing.
         ParityError: If the exported model answers otherwise.
         FileNotFoundError: If the checkpoint or the file's folder is missing.
     """
-    target = target_of(path)
+    target = format_of(path)
     target.require_packages()
     model = load_model(config, checkpoint)
     source = dict(checkpoint=os.path.basename(checkpoint))
@@ -155,7 +155,7 @@ class ExportAtEnd:
     Raises:
         TypeError: If ``export`` is not a path.
         ValueError: If no target has its ending, or nothing is quantized.
-        ImportError: If a package that the target needs is missing.
+        ImportError: If a package that the format needs is missing.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -166,7 +166,7 @@ class ExportAtEnd:
             raise TypeError('fpq.export: must be the path of the file to '
                             f'write, got {file!r}')
         try:
-            self._target = target_of(file)
+            self._target = format_of(file)
             self._target.require_packages()
         except (ValueError, ImportError) as error:
             raise type(error)(f'fpq.export: {error}') from error

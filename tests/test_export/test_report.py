@@ -65,7 +65,7 @@ def test_what_is_worse_than_in_full_precision_is_a_warning(report):
     assert warning.startswith('slower than in full precision: 1.50 times the '
                               'time with batches of 32 (0.75 unpacked')
     assert f'warning: {warning}' in str(slow)
-    other = replace(report, latencies=(), engine='Mine', batch_size=8)
+    other = replace(report, latencies=(), target='Mine', batch_size=8)
     assert other.warnings() == [
         'checked against the rules of Mine, and not run in it',
         'takes batches of 8 alone']

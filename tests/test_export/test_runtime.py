@@ -12,13 +12,13 @@ from torch import nn
 
 from fpq_plugin.export import export_onnx
 from fpq_plugin.export.build import build_onnx
-from fpq_plugin.export.engines import ONNXRUNTIME, TENSORRT
 from fpq_plugin.export.runtime import (
     latencies,
     open_session,
     refuse_unfit_for,
     saturates,
 )
+from fpq_plugin.targets import STANDARD, TENSORRT
 
 
 @pytest.fixture
@@ -98,6 +98,6 @@ def test_a_file_of_another_engine_is_told(weight, activation, fault):
     model = quantized(net(), x, weight=weight, activation=activation,
                       first_last_bits=None)
     built = build_onnx(model, x)
-    refuse_unfit_for(ONNXRUNTIME, built)
+    refuse_unfit_for(STANDARD, built)
     with pytest.raises(ValueError, match=f'TensorRT takes no {fault}'):
         refuse_unfit_for(TENSORRT, built)

@@ -62,7 +62,7 @@ def test_a_run_exports_at_its_end(fpq_config, tmp_path):
                str(tmp_path / 'more.onnx')]
     with pytest.raises(SystemExit, match='TensorRT takes integers of INT8 '
                        'around 0(.|\n)*symmetric=True'):
-        main([*command, '--engine', 'tensorrt'])
+        main([*command, '--target', 'tensorrt'])
     assert not (tmp_path / 'more.onnx').exists()
     main([*command, '--batch-size', '32'])
     notes = {p.key: p.value

@@ -8,51 +8,51 @@ import torch
 from exported_models import net, quantized
 
 from fpq_plugin import FPQHook
-from fpq_plugin.export import Target, register_target, targets
+from fpq_plugin.export import FileFormat, formats, register_format
+from fpq_plugin.export.formats import format_of, known_endings
 from fpq_plugin.export.onnx_file import ONNX, export_onnx
-from fpq_plugin.export.targets import known_endings, target_of
 
 
 @pytest.fixture
-def engine(monkeypatch):
-    """A target of two endings that needs a package which is not there."""
-    monkeypatch.setattr(targets, '_TARGETS', dict(targets._TARGETS))
-    return register_target(Target(
-        name='Engine', endings=('.engine', '.plan'),
-        packages=('torch', 'no_such_package'), extra='engine',
+def mine(monkeypatch):
+    """A format of two endings that needs a package which is not there."""
+    monkeypatch.setattr(formats, '_FORMATS', dict(formats._FORMATS))
+    return register_format(FileFormat(
+        name='Mine', endings=('.mine', '.plan'),
+        packages=('torch', 'no_such_package'), extra='mine',
         check=lambda model, example: None, write=export_onnx))
 
 
-def test_the_ending_finds_the_target(engine, tmp_path):
-    assert target_of('model.onnx') is ONNX
-    assert target_of(tmp_path / 'model.v2.plan') is engine
-    assert known_endings() == '.engine or .onnx or .plan'
+def test_the_ending_finds_the_format(mine, tmp_path):
+    assert format_of('model.onnx') is ONNX
+    assert format_of(tmp_path / 'model.v2.plan') is mine
+    assert known_endings() == '.mine or .onnx or .plan'
     for path in ('model.pth', 'onnx'):
-        with pytest.raises(ValueError, match='.engine or .onnx or .plan, got '
+        with pytest.raises(ValueError, match='.mine or .onnx or .plan, got '
                            f"'{path}'"):
-            target_of(path)
+            format_of(path)
 
 
-def test_an_ending_has_one_target(engine):
+def test_an_ending_has_one_format(mine):
     with pytest.raises(ValueError, match='.onnx is the ending of ONNX'):
-        register_target(Target('Other', ('.other', '.onnx'), (), '',
+        register_format(FileFormat('Other', ('.other', '.onnx'), (), '',
                                ONNX.check, ONNX.write))
     assert '.other' not in known_endings()
 
 
-def test_missing_packages_are_named_with_the_extra(engine):
-    with pytest.raises(ImportError, match='Engine needs no_such_package: pip '
-                       r"install 'fpq-openmmlab\[engine\]'"):
-        engine.require_packages()
+def test_missing_packages_are_named_with_the_extra(mine):
+    with pytest.raises(ImportError, match='Mine needs no_such_package: pip '
+                       r"install 'fpq-openmmlab\[mine\]'"):
+        mine.require_packages()
     ONNX.require_packages()
 
 
-def test_the_hook_takes_any_target(engine):
-    with pytest.raises(ImportError, match='fpq.export: Engine needs'):
-        FPQHook(export='model.engine')
+def test_the_hook_takes_any_format(mine):
+    with pytest.raises(ImportError, match='fpq.export: Mine needs'):
+        FPQHook(export='model.mine')
 
 
-def test_what_onnx_lacks_is_found_before_a_run(engine):
+def test_what_onnx_lacks_is_found_before_a_run(mine):
     x = torch.randn(5, 3, 8, 8)
     ONNX.check(quantized(net(), x), x[:2])
     with pytest.raises(ValueError, match='no fake quantizer'):
@@ -67,10 +67,10 @@ def test_without_onnx_all_but_the_export_works():
         '    sys.modules[name] = None\n'
         'import torch\n'
         'from fpq_plugin import FPQHook\n'
-        'from fpq_plugin.export import export_onnx, targets, to_torch_int8\n'
+        'from fpq_plugin.export import export_onnx, formats, to_torch_int8\n'
         'import fpq_plugin.cli\n'
         'FPQHook()\n'
-        'targets.find_spec = lambda name: None\n'
+        'formats.find_spec = lambda name: None\n'
         "export_onnx(torch.nn.Linear(2, 2), 'model.onnx', [])\n")
     run = subprocess.run([sys.executable, '-c', code], capture_output=True,
                          text=True)

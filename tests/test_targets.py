@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fpq_plugin.export import export_onnx
-from fpq_plugin.export.engines import TENSORRT, engine_of, register_engine
+from fpq_plugin.targets import (
+    STANDARD,
+    TENSORRT,
+    known_targets,
+    register_target,
+    target_of,
+)
 
 SYMMETRIC = dict(bits=8, symmetric=True)
 
@@ -45,7 +51,7 @@ def tensors_of(path):
 def test_tensorrt_gets_int8_around_zero(options, x, tmp_path):
     model = quantized(net(), x, **options)
     path = tmp_path / 'model.onnx'
-    report = export_onnx(model, path, [(x, None)], engine='tensorrt')
+    report = export_onnx(model, path, [(x, None)], target='tensorrt')
     tensors, biases = tensors_of(path)
     assert {t.data_type for t in tensors} == {onnx.TensorProto.INT8}
     assert biases == 4
@@ -54,7 +60,7 @@ def test_tensorrt_gets_int8_around_zero(options, x, tmp_path):
     assert all(not onnx.numpy_helper.to_array(t).any() for t in zero_points)
     assert onnx.load(path).opset_import[0].version == 17
     notes = {p.key: p.value for p in onnx.load(path).metadata_props}
-    assert notes['fpq.engine'] == 'tensorrt'
+    assert notes['fpq.target'] == 'tensorrt'
     text = str(report)
     assert 'checked against the rules of TensorRT, and not run in it' in text
     if options['activation']:
@@ -69,10 +75,10 @@ def test_an_offset_is_counted_from_its_zero(tmp_path_factory, bits, shift):
     model = quantized(nn.Sequential(nn.Linear(6, 5)), x,
                       weight=dict(bits=bits), activation=dict(bits=bits),
                       first_last_bits=None)
-    folder = tmp_path_factory.mktemp('engine')
-    for engine in ('onnxruntime', 'tensorrt'):
-        export_onnx(model, folder / f'{engine}.onnx', [(x, None)],
-                    engine=engine)
+    folder = tmp_path_factory.mktemp('target')
+    for target in (None, 'tensorrt'):
+        export_onnx(model, folder / f'{target}.onnx', [(x, None)],
+                    target=target)
     with torch.no_grad():
         expected = model(x)
     for file in folder.iterdir():
@@ -93,15 +99,17 @@ def test_what_tensorrt_does_not_take_is_named(x, tmp_path):
     refused('not exported: 0.input_quantizer: TensorRT takes integers of INT8 '
             r'around 0, not of 0 to 255 around \d+: train it with '
             r'symmetric=True, or with 7 bits(.|\n)*3.input_quantizer',
-            engine='tensorrt')
-    refused('TensorRT takes no uint8', engine='tensorrt',
+            target='tensorrt')
+    refused('TensorRT takes no uint8', target='tensorrt',
             unsigned_weights=True)
-    refused(r"one of \['onnxruntime', 'tensorrt'\], got 'TensorRT'",
-            engine='TensorRT')
-    refused('got True', engine=True)
+    refused(r"one of \['onnxruntime', 'tensorrt', 'openvino'\] or None, got "
+            "'TensorRT'", target='TensorRT')
+    refused('got True', target=True)
 
 
-def test_a_name_is_one_engine():
-    assert engine_of('tensorrt') is TENSORRT
-    with pytest.raises(ValueError, match="an engine 'tensorrt' already"):
-        register_engine(TENSORRT)
+def test_a_name_is_one_target():
+    assert target_of('tensorrt') is TENSORRT
+    assert target_of(None) is STANDARD
+    assert known_targets() == ['onnxruntime', 'tensorrt', 'openvino']
+    with pytest.raises(ValueError, match="a target 'tensorrt' already"):
+        register_target(TENSORRT)

@@ -1,14 +1,14 @@
 """What a trained model can be exported to: the file's ending says.
 
-A target is a kind of file, and the function that writes it. The command
+A format is a kind of file, and the function that writes it. The command
 ``fpq export`` and the hook's option ``export`` both find it by the ending of
 the file that they are given. A new one is a module that registers itself,
 without importing what its users may not have installed, and its import in
 ``fpq_plugin/export/__init__.py``::
 
-    register_target(Target(
-        name='Engine', endings=('.engine',), packages=('engine', ),
-        extra='engine', check=check_engine, write=export_engine))
+    register_format(FileFormat(
+        name='Mine', endings=('.mine', ), packages=('mine', ), extra='mine',
+        check=check_mine, write=export_mine))
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .report import ExportReport
 
 
 @dataclass(frozen=True)
-class Target:
+class FileFormat:
     """A kind of file.
 
     Attributes:
@@ -40,7 +40,7 @@ class Target:
             cannot be exported. A run calls it before it trains.
         write (Callable[..., ExportReport]): Takes what
             :func:`.onnx_file.export_onnx` takes, in its order up to
-            ``source``, and options of the target's own by keyword. It
+            ``source``, and options of the format's own by keyword. It
             compares before it writes.
     """
 
@@ -52,7 +52,7 @@ class Target:
     write: Callable[..., ExportReport]
 
     def require_packages(self) -> None:
-        """Refuse to go on without the target's packages.
+        """Refuse to go on without the format's packages.
 
         Raises:
             ImportError: Naming those that are missing, and the extra.
@@ -64,49 +64,49 @@ class Target:
                 f"'fpq-openmmlab[{self.extra}]'")
 
 
-_TARGETS: dict[str, Target] = {}
+_FORMATS: dict[str, FileFormat] = {}
 
 
-def register_target(target: Target) -> Target:
-    """Let files of the target's endings be written by it.
+def register_format(file_format: FileFormat) -> FileFormat:
+    """Let files of the format's endings be written by it.
 
     Args:
-        target (Target): The target.
+        file_format (FileFormat): The format.
 
     Returns:
-        Target: The same.
+        FileFormat: The same.
 
     Raises:
-        ValueError: If an ending has a target already.
+        ValueError: If an ending has a format already.
     """
-    for ending in target.endings:
-        if ending in _TARGETS:
+    for ending in file_format.endings:
+        if ending in _FORMATS:
             raise ValueError(f'{ending} is the ending of '
-                             f'{_TARGETS[ending].name} already')
-    _TARGETS.update((ending, target) for ending in target.endings)
-    return target
+                             f'{_FORMATS[ending].name} already')
+    _FORMATS.update((ending, file_format) for ending in file_format.endings)
+    return file_format
 
 
 def known_endings() -> str:
     """All endings, for a message: '.onnx or .pte'."""
-    return ' or '.join(sorted(_TARGETS))
+    return ' or '.join(sorted(_FORMATS))
 
 
-def target_of(path: str | os.PathLike) -> Target:
-    """The target that writes a file.
+def format_of(path: str | os.PathLike) -> FileFormat:
+    """The format that a file is written in.
 
     Args:
         path (str | os.PathLike): The file.
 
     Returns:
-        Target: That of its ending.
+        FileFormat: That of its ending.
 
     Raises:
-        ValueError: If no target has the ending; the message names those
+        ValueError: If no format has the ending; the message names those
             there are.
     """
     ending = Path(path).suffix
-    if ending not in _TARGETS:
+    if ending not in _FORMATS:
         raise ValueError(f'the file must end in {known_endings()}, got '
                          f'{os.fspath(path)!r}')
-    return _TARGETS[ending]
+    return _FORMATS[ending]
