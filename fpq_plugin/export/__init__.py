@@ -13,6 +13,7 @@ extra ``export``).
 from typing import TYPE_CHECKING, Any
 
 # Each target's module registers it.
+from .exported_program import export_program
 from .onnx_file import export_onnx
 from .parity import Parity, ParityError
 from .report import ExportReport
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     'ExportReport', 'Parity', 'ParityError', 'Target', 'export_checkpoint',
-    'export_onnx', 'register_target', 'to_torch_int8'
+    'export_onnx', 'export_program', 'register_target', 'to_torch_int8'
 ]
 
 
