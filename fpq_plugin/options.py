@@ -137,6 +137,7 @@ def build(key: str,
 
     Raises:
         ValueError: If the component refuses its arguments.
+        ImportError: If what the component needs is missing.
     """
     cls = _find(cfg['type'], registry)
     known = known_options(cls)
@@ -149,6 +150,8 @@ def build(key: str,
         if option.rstrip(':') in known:
             raise ValueError(f'{key}.{option.rstrip(":")}: {rest}') from error
         raise ValueError(f'{key}: {error}') from error
+    except ImportError as error:
+        raise ImportError(f'{key}: {error}') from error
 
 
 def _find(kind: str | type, registry: Registry) -> Any:

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import nn
-from torch.ao.quantization import FakeQuantizeBase
+
+from .torch_ao import FakeQuantizeBase
 
 
 @contextmanager

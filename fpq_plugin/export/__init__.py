@@ -13,6 +13,7 @@ extra ``export``).
 from typing import TYPE_CHECKING, Any
 
 # Each format's module registers it.
+from .exported_program import export_program
 from .formats import FileFormat, register_format
 from .onnx_file import export_onnx
 from .parity import Parity, ParityError
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     'ExportReport', 'FileFormat', 'Parity', 'ParityError',
-    'export_checkpoint', 'export_onnx', 'register_format', 'to_torch_int8'
+    'export_checkpoint', 'export_onnx', 'export_program', 'register_format',
+    'to_torch_int8'
 ]
 
 

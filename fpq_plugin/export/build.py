@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
-import torch
 from onnx import version_converter
 from torch import Tensor, nn
 
 from ..quantizers import Quantizer
 from ..targets import STANDARD, Target
+from .exportable import quantizers_of, refuse_unexportable, refuse_unfit
 from .features import lower_features, place_marks
 from .filling import fill_weights
 from .folding import Bias, fold_batch_norm, lower_biases
@@ -38,52 +38,6 @@ from .lowering import (
 from .parity import some_images
 from .rewriting import finish_graph, read_graph
 from .tracing import TRACED_OPSET, TRACED_SIZES, trace_any_batch
-
-
-def refuse_unexportable(model: nn.Module,
-                        target: Target = STANDARD) -> None:
-    """Name every quantizer that no node that the engine takes can stand for.
-
-    Args:
-        model (nn.Module): A quantized model.
-        target (Target): What is to take the file. Defaults to STANDARD.
-
-    Raises:
-        ValueError: Naming them, with the reasons.
-    """
-    reasons = []
-    for name, quantizer in quantizers_of(model).items():
-        try:
-            integer_grid(quantizer, target=target)
-        except ValueError as error:
-            reasons.append(f'{name}: {error}')
-    if reasons:
-        raise ValueError('not exported: ' + '\n  '.join(reasons))
-
-
-def quantizers_of(model: nn.Module) -> dict[str, Quantizer]:
-    """The fake quantizers that are switched on, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, Quantizer)
-        and (module.has_step() or module.lacks_step())
-    }
-
-
-def refuse_unfit(model: nn.Module) -> None:
-    """Name a weight that is not in float32 on the CPU.
-
-    Raises:
-        ValueError: Naming it.
-    """
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if value.device.type != 'cpu' or isinstance(value, nn.Parameter) and (
-                value.is_floating_point() and value.dtype != torch.float32):
-            raise ValueError(
-                f'not exported: {name} is {value.dtype} on {value.device}, '
-                'and an export takes float32 on the CPU: model.float().cpu()')
-
 
 # Enough for traces of 2, 3 and 5 images, none of which is seen twice.
 MOST_TRACED = sum(TRACED_SIZES)

@@ -13,13 +13,11 @@ import json
 import os
 from collections.abc import Iterable
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .._compat.files import write_whole
 from .._compat.restoring import kept_modes
@@ -27,15 +25,14 @@ from ..layers import quantized_layers
 from ..options import FLOAT_BITS
 from ..targets import Target, target_of
 from ..version import __version__
+from .exportable import compared_batches, require_size, unwrapped
 from .formats import FileFormat, register_format
 from .parity import (
     OTHER_SIZES,
     TOLERANCE,
     Batch,
-    alike,
     compare_batch_of,
     measure_parity,
-    rebatched,
 )
 from .report import ExportedLayer, ExportReport, Latency
 
@@ -151,7 +148,7 @@ def export_onnx(model: nn.Module,
 
     rules, path = target_of(target), Path(path)
     if batch_size is not None:
-        _require_size(batch_size)
+        require_size(batch_size)
     if unsigned_weights and 'UINT8' not in rules.weights:
         raise ValueError(f'not exported: {rules.title} takes no uint8, set '
                          'unsigned_weights=False')
@@ -159,29 +156,10 @@ def export_onnx(model: nn.Module,
         unsigned_weights = rules.measured and saturates()
     if not path.parent.is_dir():
         raise FileNotFoundError(f'not exported: no folder {path.parent}')
-    model = _unwrapped(model)
+    model = unwrapped(model)
     with kept_modes(model):
         return _export(model.eval(), path, batches, tolerance, source or {},
                        unsigned_weights, rules, batch_size)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside torch.compile's wrapper, or one of several devices."""
-    while True:
-        if isinstance(model, (DataParallel, DistributedDataParallel)):
-            model = model.module
-        elif isinstance(getattr(model, '_orig_mod', None), nn.Module):
-            model = model._orig_mod
-        else:
-            return model
-
-
-def _require_size(batch_size: int) -> None:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int):
-        raise TypeError('batch_size must be an integer or None, got '
-                        f'{batch_size!r}')
-    if batch_size < 1:
-        raise ValueError(f'batch_size must be at least 1, got {batch_size}')
 
 
 def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
@@ -190,16 +168,7 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
     from .build import build_float_onnx, trace_model
     from .runtime import latencies, open_session, refuse_unfit_for
 
-    if batch_size is not None:
-        batches = rebatched(batches, batch_size)
-    batches = iter(batches)
-    first = next(batches, None)
-    if first is None or not len(first[0]):
-        raise ValueError('not exported: there is no input to compare on')
-    example = first[0].detach()
-    if example.is_floating_point() and example.dtype != torch.float32:
-        raise ValueError('not exported: inputs must be float32, got '
-                         f'{example.dtype}')
+    example, batches = compared_batches(batches, batch_size)
     traced = trace_model(model, example, target, batch_size)
     # The second has no integer biases, should they cost accuracy.
     built = [traced.build(integers, unsigned) for integers in (True, False)]
@@ -214,8 +183,7 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
     # Another engine's file is computed as it says, in float.
     sessions = [open_session(content, unpack=not target.measured)
                 for content in contents]
-    found = measure_parity(model, sessions,
-                           alike(chain([first], batches), example))
+    found = measure_parity(model, sessions, batches)
     best, reason = 0, ''
     if len(found) > 1 and not found[0].holds(tolerance):
         best, reason = 1, '; '.join(found[0].faults(tolerance))

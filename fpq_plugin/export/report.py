@@ -63,7 +63,8 @@ class ExportReport:
         path (str): The file.
         size (int): Its bytes.
         float_size (int): Bytes of the full-precision model's file.
-        opset (int): Version of ONNX's standard operators.
+        opset (int, optional): Version of ONNX's standard operators, if it is
+            an ONNX file.
         parity (Parity): How it answers against the trained model.
         latencies (tuple[Latency, ...]): One for each batch size.
         layers (tuple[ExportedLayer, ...]): The quantized layers.
@@ -80,7 +81,7 @@ class ExportReport:
     path: str
     size: int
     float_size: int
-    opset: int
+    opset: int | None
     parity: Parity
     latencies: tuple[Latency, ...]
     layers: tuple[ExportedLayer, ...]

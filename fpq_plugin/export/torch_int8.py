@@ -8,7 +8,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch.ao.quantization import QConfig
 
 from .._compat.tracing import is_exporting
 from .._compat.versions import onednn_qconv2d
@@ -137,7 +136,7 @@ def to_torch_int8(model: nn.Module) -> nn.Module:
         ValueError: If a layer cannot be converted; the message names it.
     """
     _require_kernels()
-    from torch.ao.quantization import convert
+    from torch.ao.quantization import QConfig, convert
 
     mapping = {}
     for name, layer in quantized_layers(model).items():

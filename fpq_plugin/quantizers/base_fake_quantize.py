@@ -8,8 +8,8 @@ from abc import abstractmethod
 import torch
 from mmengine.dist import all_reduce
 from torch import Tensor
-from torch.ao.quantization import FakeQuantizeBase
 
+from .._compat.torch_ao import FakeQuantizeBase
 from .fake_quantize_function import STEP_FLOOR, fake_quantize
 from .grid import MAX_BITS, OBSERVERS, Grid, Stage, fill_zeros, mse_range
 from .quantizer import Quantizer, lasting

@@ -61,11 +61,6 @@ class LSQFakeQuantize(BaseFakeQuantize):
         >>> quantizer = LSQFakeQuantize(bits=4)
         >>> quantizer(torch.linspace(-1, 2, 16)).unique().numel()
         16
-        >>> from torch.ao.quantization import QConfig
-        >>> qconfig = QConfig(
-        ...     activation=LSQFakeQuantize.with_args(bits=4),
-        ...     weight=LSQFakeQuantize.with_args(
-        ...         bits=4, symmetric=True, per_channel=True))
     """
 
     def _make_scale(self, scale: Tensor) -> None:

@@ -203,6 +203,8 @@ class Quantizer(ABC, nn.Module, metaclass=_Trainable):
             if stage is Stage.NEW and x.numel() and (
                     not self.training or get_world_size() > 1):
                 self.require_step()
+            if is_exporting():  # a graph's stand-ins have no stage to read
+                return x
             if self.training:
                 self._start(x, stage)
                 if observing:

@@ -6,12 +6,8 @@ import torch
 from mmengine.dist import all_reduce, get_world_size
 from mmengine.registry import MODELS
 from torch import Tensor
-from torch.ao.quantization import (
-    FakeQuantize,
-    MovingAverageMinMaxObserver,
-    MovingAveragePerChannelMinMaxObserver,
-)
 
+from .._compat.torch_ao import require_torch_ao
 from .._compat.tracing import is_exporting
 from .grid import Grid, Stage, fill_zeros
 from .quantizer import Quantizer, lasting
@@ -41,6 +37,7 @@ class TorchAOFakeQuantize(Quantizer):
     Raises:
         ValueError: If ``bits`` is not an integer of 2 to 8, or
             ``averaging_constant`` is not in (0, 1].
+        ImportError: If this torch has no ``torch.ao.quantization``.
 
     Examples:
         >>> import torch
@@ -57,6 +54,11 @@ class TorchAOFakeQuantize(Quantizer):
                  ch_axis: int = 0,
                  num_channels: int | None = None,
                  averaging_constant: float = 0.01) -> None:
+        require_torch_ao(
+            type(self).__name__, 'leave type out for the default one, or take '
+            "another one, such as 'LSQFakeQuantize'")
+        from torch.ao import quantization as ao
+
         super().__init__(bits)
         if not 0 < averaging_constant <= 1:
             raise ValueError('averaging_constant must be in (0, 1], got '
@@ -69,9 +71,9 @@ class TorchAOFakeQuantize(Quantizer):
         kind = 'channel' if per_channel else 'tensor'
         scheme = 'symmetric' if symmetric else 'affine'
         options = dict(ch_axis=ch_axis) if per_channel else {}
-        self.fake = FakeQuantize(
-            MovingAveragePerChannelMinMaxObserver
-            if per_channel else MovingAverageMinMaxObserver,
+        self.fake = ao.FakeQuantize(
+            ao.MovingAveragePerChannelMinMaxObserver
+            if per_channel else ao.MovingAverageMinMaxObserver,
             self.quant_min,
             self.quant_max,
             dtype=torch.qint8 if symmetric else torch.quint8,

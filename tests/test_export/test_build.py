@@ -9,9 +9,9 @@ from torch import nn
 from fpq_plugin.export.build import (
     build_float_onnx,
     build_onnx,
-    quantizers_of,
     trace_model,
 )
+from fpq_plugin.export.exportable import quantizers_of
 from fpq_plugin.export.runtime import open_session
 from fpq_plugin.export.tracing import trace
 

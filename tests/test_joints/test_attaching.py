@@ -106,7 +106,8 @@ def test_state_copy_and_pickle(backend):
 def test_to_float_takes_them_out(backend):
     model, images, _ = small(backend)
     other = to_float(copy.deepcopy(model))
-    assert not named_quantizers(other) and not any(
+    assert not named_quantizers(other)
+    assert not any(
         module._forward_hooks for module in other.modules())
     torch.manual_seed(0)
     plain = Pooled(ResNet(18, base_channels=8, stem_channels=8), 64)

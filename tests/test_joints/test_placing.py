@@ -132,7 +132,7 @@ def test_a_module_called_twice_is_no_place():
     assert any(text.startswith('add in') for text in placing.left)
 
 
-@pytest.mark.parametrize('frozen, shared', [(False, True), (True, False)])
+@pytest.mark.parametrize(('frozen', 'shared'), [(False, True), (True, False)])
 def test_frozen_and_trained_layers_do_not_share(frozen, shared):
     model = Sum(nn.Module())
     model.inner.forward = torch.add

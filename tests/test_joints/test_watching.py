@@ -32,10 +32,12 @@ def test_operations_in_order():
     seen = watched(Block(), torch.rand(1, 4, 5, 5))
     assert [op.kind for op in seen.ops] == ['conv', 'norm', 'add', 'relu']
     conv, norm, add, relu = seen.ops
-    assert conv.layer == 'conv' and conv.outputs == norm.inputs
+    assert conv.layer == 'conv'
+    assert conv.outputs == norm.inputs
     # Both are done in place: each makes a value of its own.
     assert add.inputs == [norm.outputs[0], conv.inputs[0]]
-    assert relu.inputs == add.outputs and relu.outputs != add.outputs
+    assert relu.inputs == add.outputs
+    assert relu.outputs != add.outputs
     assert relu.outputs[0].leaves
 
 
@@ -66,7 +68,7 @@ def test_moved_values_are_the_same(move):
     assert {op.kind for op in seen.ops[1:]} == {'same'}
 
 
-@pytest.mark.parametrize('compute, kind, whole', [
+@pytest.mark.parametrize(('compute', 'kind', 'whole'), [
     (lambda x: x + x, 'add', True), (lambda x: x + 1, 'add', False),
     (lambda x: 2 * x, 'mul', False), (lambda x: x * x, 'mul', True),
     (lambda x: torch.cat([x, x]), 'cat', True),
@@ -85,7 +87,8 @@ def test_the_model_is_as_before():
     model = Block().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     watched(model, torch.rand(1, 4, 5, 5))
-    assert model.training and not model._forward_hooks
+    assert model.training
+    assert not model._forward_hooks
     after = model.state_dict()
     assert all(torch.equal(value, after[key])
                for key, value in before.items())

@@ -1,0 +1,173 @@
+"""A .pt2 file is torch.export's program with integers, for others to lower."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from exported_models import net, quantized
+from torch import nn
+
+from fpq_plugin.export import ParityError, export_program, exported_program
+from fpq_plugin.export.exported_program import HAS_EXPORT, build_program
+from fpq_plugin.export.formats import format_of
+
+BITS = dict(weight=dict(bits=4), activation=dict(bits=4))
+pytestmark = pytest.mark.skipif(
+    not HAS_EXPORT, reason='this torch has no torch.export that can be told')
+
+RUN = """
+import sys
+import numpy as np
+import torch
+import torch.ao.quantization.fx._decomposed
+program = torch.export.load(sys.argv[1]).module()
+x = torch.from_numpy(np.load(sys.argv[2]))
+np.save(sys.argv[3], torch.cat(
+    [program(x[:1]), program(x[1:])]).detach().numpy())
+assert not any(name.startswith('fpq') for name in sys.modules)
+"""
+
+
+class Attends(nn.Module):
+    """Attention, with an input projection that is one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)[..., :8]
+        tokens = tokens.expand(-1, -1, 3)[..., :8] if (
+            tokens.shape[-1] < 8) else tokens
+        return self.head(self.attention(tokens, tokens, tokens,
+                                        need_weights=False)[0].mean(1))
+
+
+@pytest.fixture
+def x():
+    return torch.randn(9, 3, 8, 8)
+
+
+@pytest.mark.parametrize('backend', ['torch_ao', 'brevitas'])
+def test_a_fresh_process_runs_the_file_at_two_batch_sizes(
+        backend, x, tmp_path):
+    model = quantized(net(), x, backend=backend)
+    state = set(model.state_dict())
+    path = tmp_path / 'model.pt2'
+    report = export_program(model, path, [(x, None)],
+                            source=dict(checkpoint='epoch_3.pth'))
+    np.save(tmp_path / 'x.npy', x.numpy())
+    done = subprocess.run(
+        [sys.executable, '-c', RUN, path, tmp_path / 'x.npy',
+         tmp_path / 'y.npy'], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    torch.testing.assert_close(
+        torch.from_numpy(np.load(tmp_path / 'y.npy')), model(x).detach(),
+        rtol=0, atol=1e-5)
+    assert report.size == os.path.getsize(path)
+    assert report.parity.images == 9
+    assert 'converter' in str(report)
+    # The model is as before.
+    assert set(model.state_dict()) == state
+    assert all('forward' not in vars(module) for module in model.modules())
+    notes = {'fpq.bits': '', 'fpq.checkpoint': ''}
+    torch.export.load(path, extra_files=notes)
+    assert notes['fpq.bits'].splitlines()[1] == '3 W4A4'
+    assert notes['fpq.checkpoint'] == 'epoch_3.pth'
+    assert str(tmp_path.parent).encode() not in path.read_bytes()
+
+
+def test_weights_are_integers_and_nothing_else_of_them_is_there(x):
+    model = quantized(net(), x)
+    program = build_program(model, x)
+    integers = {name: value for name, value in program.state_dict.items()
+                if value.dtype == torch.int8}
+    for layer in ('0', '3', '5', '7'):
+        quantizer = model[int(layer)].weight_quantizer
+        stored = integers.pop(f'{layer}.weight_quantizer.integers')
+        steps = program.state_dict[f'{layer}.weight_quantizer.steps']
+        assert f'{layer}.weight' not in program.state_dict
+        shape = (-1, ) + (1, ) * (stored.dim() - 1)
+        torch.testing.assert_close(
+            stored * steps.view(shape), quantizer(model[int(layer)].weight))
+        low, high = quantizer.quant_min, quantizer.quant_max
+        assert low <= stored.min() < stored.max() <= high
+    assert not integers
+    names = [str(node.target) for node in program.graph.nodes
+             if 'quantized_decomposed' in str(node.target)]
+    assert sorted(set(names)) == [
+        'quantized_decomposed.dequantize_per_channel.default',
+        'quantized_decomposed.dequantize_per_tensor.default',
+        'quantized_decomposed.quantize_per_tensor.default']
+    assert len(names) == 4 * 3
+    # Features of 8 bits, 0 to 255 in FPQ, are int8 as well.
+    assert {node.args[-3:] for node in program.graph.nodes
+            if 'quantize_per_tensor' in str(node.target)} == {
+                (0, 15, torch.int8), (-128, 127, torch.int8)}
+
+
+@pytest.mark.parametrize('quantizer', [
+    dict(type='DoReFaFakeQuantize'),
+    dict(type='LSQFakeQuantize', per_channel=False),
+    dict(type='TorchAOFakeQuantize')], ids=lambda cfg: cfg['type'])
+def test_other_weights_are_integers_as_well(quantizer, x):
+    model = quantized(net(), x, weight=dict(quantizer, bits=4))
+    program = build_program(model, x)
+    torch.testing.assert_close(program.module()(x), model(x), rtol=0,
+                               atol=1e-5)
+
+
+def test_an_input_projection_is_one_weight(x, tmp_path):
+    model = quantized(Attends(), x, **BITS)
+    export_program(model, tmp_path / 'model.pt2', [(x, None)])
+
+
+def test_what_does_not_answer_as_the_model_is_not_written(
+        x, tmp_path, monkeypatch):
+    model = quantized(net(), x)
+    monkeypatch.setattr(exported_program, '_int8',
+                        lambda grid: (grid.zero_point, 0, 1))
+    with pytest.raises(ParityError):
+        export_program(model, tmp_path / 'model.pt2', [(x, None)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_size_that_is_fixed_in_python(x, tmp_path):
+
+    class Fixed(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x):
+            return self.net(x) * int(x.shape[0])
+
+    model = quantized(Fixed(), x)
+    model.forward = lambda x: model.net(x.reshape(3, 3, 8, 8))
+    path = tmp_path / 'model.pt2'
+    with pytest.raises(ValueError, match=r'(?s)torch.export of .*--batch-size'):
+        export_program(model, path, [(x[:3], None)])
+    assert export_program(model, path, [(x, None)],
+                          batch_size=3).batch_size == 3
+
+
+def test_what_cannot_be_exported_is_named(x, tmp_path, monkeypatch):
+    model = quantized(net(), x,
+                      activation=dict(type='LSQPlusFakeQuantize', bits=4))
+    with pytest.raises(ValueError, match='3.input_quantizer: LSQPlus'):
+        format_of('model.pt2').check(model, x[:2])
+    with pytest.raises(ValueError, match='no fake quantizer'):
+        build_program(net().eval(), x)
+    with pytest.raises(FileNotFoundError, match='no folder'):
+        export_program(model, tmp_path / 'no' / 'model.pt2', [(x, None)])
+    with pytest.raises(ValueError, match='batch_size must be at least 1'):
+        export_program(model, tmp_path / 'model.pt2', [(x, None)],
+                       batch_size=0)
+    monkeypatch.setattr(exported_program, 'HAS_EXPORT', False)
+    with pytest.raises(ValueError, match=f'is torch {torch.__version__}'):
+        build_program(model, x)
