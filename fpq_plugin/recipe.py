@@ -32,7 +32,7 @@ from .options import (
 from .perturbation import StochasticFeaturePerturbation
 from .plan import quantize
 from .quantizers import Quantizer, check_bits
-from .targets import target_of
+from .targets import Target, target_of
 
 LSQ: dict[str, Any] = dict(type='LSQFakeQuantize', bits=4)
 LOG_LSQ: dict[str, Any] = dict(type='LogLSQFakeQuantize', bits=4)
@@ -367,12 +367,21 @@ class Recipe:
         if not isinstance(self.joints, Mapping):
             raise TypeError(f'{self.name_of("joints")}: must be a dict, got '
                             f'{self.joints!r}')
+        own = {'bits': 8}
+        if not self._rules().zero_points:
+            own['symmetric'] = True
         found = self._resolved('joints', self._with_preset(
-            {'bits': 8, **self.joints}, 'activation'))
+            {**own, **self.joints}, 'activation'))
         if found is None:
             raise ValueError(f'{self.name_of("joints")}: 32 bits are float; '
                              'leave out target instead')
         return found
+
+    def _rules(self) -> Target:
+        try:
+            return target_of(self.target)
+        except ValueError as error:
+            raise ValueError(f'{self.name_of("target")}: {error}') from error
 
     def _distillation(self) -> Iterator[dict]:
         given = self.distillation
@@ -423,10 +432,7 @@ class Recipe:
 
     def _check_target(self) -> None:
         """Refuse features that the engine has no integers for."""
-        try:
-            rules = target_of(self.target)
-        except ValueError as error:
-            raise ValueError(f'{self.name_of("target")}: {error}') from error
+        rules = self._rules()
         if rules.zero_points:
             return
         for part in ('activation', 'joints'):

@@ -20,8 +20,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
 from .report import ExportReport
 
 
@@ -35,21 +33,24 @@ class FileFormat:
         packages (tuple[str, ...]): What :attr:`check` and :attr:`write`
             import.
         extra (str): The extra of ``fpq-openmmlab`` that installs them.
-        check (Callable[[nn.Module, Tensor], Any]): Takes a model in eval
+        check (Callable[..., Any]): Takes a model in eval
             mode and an input (N, ...), and raises ValueError if the model
             cannot be exported. A run calls it before it trains.
         write (Callable[..., ExportReport]): Takes what
             :func:`.onnx_file.export_onnx` takes, in its order up to
             ``source``, and options of the format's own by keyword. It
             compares before it writes.
+        takes_target (bool): Whether both take the name of an engine, as
+            ``target``. Defaults to False.
     """
 
     name: str
     endings: tuple[str, ...]
     packages: tuple[str, ...]
     extra: str
-    check: Callable[[nn.Module, Tensor], Any]
+    check: Callable[..., Any]
     write: Callable[..., ExportReport]
+    takes_target: bool = False
 
     def require_packages(self) -> None:
         """Refuse to go on without the format's packages.

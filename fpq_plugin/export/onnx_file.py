@@ -215,19 +215,21 @@ def content_of(model: ir.Model) -> bytes:
     return to_proto(model).SerializeToString()
 
 
-def check_onnx(model: nn.Module, example: Tensor) -> None:
+def check_onnx(model: nn.Module, example: Tensor,
+               target: str | None = None) -> None:
     """Build the model as ONNX in memory: what cannot be exported raises.
 
     Args:
         model (nn.Module): In eval mode, takes and returns one tensor.
         example (Tensor): An input, (N, ...).
+        target (str, optional): The engine. Defaults to None, any.
 
     Raises:
         ValueError: If something cannot be exported; the message names it.
     """
     from .build import trace_model
 
-    trace_model(model, example).build()
+    trace_model(model, example, target_of(target)).build()
 
 
 ONNX = register_format(FileFormat(
@@ -236,4 +238,5 @@ ONNX = register_format(FileFormat(
     packages=('onnx', 'onnx_ir', 'onnxruntime'),
     extra='export',
     check=check_onnx,
-    write=export_onnx))
+    write=export_onnx,
+    takes_target=True))

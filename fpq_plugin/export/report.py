@@ -76,6 +76,10 @@ class ExportReport:
         target (str): The engine that is to take it. Defaults to 'onnxruntime'.
         batch_size (int, optional): The only batch size that it takes.
             Defaults to None, any.
+        late_joints (int): Tensors beside the layers that were quantized for
+            the target after the training. Defaults to 0.
+        joined (Parity, optional): How the trained model answers with them,
+            against without. Defaults to None.
     """
 
     path: str
@@ -89,6 +93,8 @@ class ExportReport:
     bias_reason: str = ''
     target: str = 'onnxruntime'
     batch_size: int | None = None
+    late_joints: int = 0
+    joined: Parity | None = None
 
     def ratio(self) -> float:
         """Size over that of the full-precision model."""
@@ -105,6 +111,19 @@ class ExportReport:
             text += '; float because ' + ', '.join(
                 f'{reason} ({number})' for reason, number in reasons.items())
         return text
+
+    def joints_line(self) -> str:
+        """What quantizing more than was trained costs."""
+        text = (f'{self.late_joints} tensors beside the layers were quantized '
+                f'after the training, for {self.target}')
+        if self.joined is None:
+            return text
+        if self.joined.top1_trained is not None:
+            return (f'{text}: top-1 {self.joined.top1_trained:.2f} % without '
+                    f'them, {self.joined.top1_exported:.2f} % with them')
+        equal = self.joined.equal()
+        return text if equal is None else (
+            f'{text}: {equal:.2f} % of the classes stay')
 
     def warnings(self) -> list[str]:
         """What is worse than in full precision, or cannot be known."""
@@ -138,6 +157,8 @@ class ExportReport:
             size_ratio=self.ratio(),
             opset=self.opset,
             parity=self.parity.as_dict(),
+            late_joints=self.late_joints,
+            joined=self.joined and self.joined.as_dict(),
             latencies=[
                 dict(
                     asdict(each),
@@ -168,6 +189,8 @@ class ExportReport:
         console.print(layers)
         console.print(figures)
         console.print(self._parity(), highlight=False)
+        if self.late_joints:
+            console.print(self.joints_line(), highlight=False)
         if self.biases:
             console.print(self.bias_line(), highlight=False)
         for warning in self.warnings():

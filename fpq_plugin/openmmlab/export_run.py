@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import os.path as osp
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,9 +21,17 @@ from torch.utils.data import DataLoader, SequentialSampler
 from .._compat.restoring import kept_modes
 from ..export import ExportReport
 from ..export.formats import format_of
-from ..export.parity import TOLERANCE, Batch, with_progress
+from ..export.parity import (
+    TOLERANCE,
+    Batch,
+    measure_parity,
+    with_progress,
+)
+from ..joints import joints_of
 from ..recipe import Recipe
 from .checkpoints import load_model
+from .config_checks import recipe_of
+from .joints_of_run import join_late
 
 
 def ordered_images(cfg: Config) -> DataLoader:
@@ -114,7 +124,9 @@ def export_checkpoint(config: str | Config,
         loader (DataLoader, optional): What :func:`ordered_images` gave for the
             config, if that was called. Defaults to None.
         **options: What the format takes besides, as :func:`export_onnx`
-            takes ``unsigned_weights``, ``target`` and ``batch_size``.
+            takes ``unsigned_weights``, ``target`` (by default the config's)
+            and ``batch_size``. A model that was trained without a target gets
+            the joints of one here, calibrated on training images.
 
     Returns:
         ExportReport: Sizes, latencies, parity and bits.
@@ -127,19 +139,35 @@ def export_checkpoint(config: str | Config,
         ParityError: If the exported model answers otherwise.
         FileNotFoundError: If the checkpoint or the file's folder is missing.
     """
-    target = format_of(path)
-    target.require_packages()
+    file_format = format_of(path)
+    file_format.require_packages()
     model = load_model(config, checkpoint)
+    recipe = recipe_of(model._config)
+    if file_format.takes_target and recipe is not None:
+        options.setdefault('target', recipe.target)
     source = dict(checkpoint=os.path.basename(checkpoint))
     if model._config.filename is not None:
         source['config'] = os.path.basename(model._config.filename)
     loader = loader or ordered_images(model._config)
-    batches = with_progress(image_batches(model, loader, images),
-                            min(images, len(loader.dataset)))
-    # What an error leaves unread would leave the bar on the screen.
-    with closing(batches):
-        return target.write(model, path, batches, tolerance, source,
-                            **options)
+
+    def batches() -> Any:
+        found = with_progress(image_batches(model, loader, images),
+                              min(images, len(loader.dataset)))
+        # What an error leaves unread would leave the bar on the screen.
+        return closing(found)
+
+    target, late, joined = options.get('target'), 0, None
+    if target is not None and recipe is not None and not any(
+            joint.module for joint in joints_of(model)):
+        trained = copy.deepcopy(model)
+        late = join_late(model, recipe, target)
+        if late:
+            with batches() as found:
+                joined, = measure_parity(trained, [model], found)
+    with batches() as found:
+        report = file_format.write(model, path, found, tolerance, source,
+                                   **options)
+    return replace(report, late_joints=late, joined=joined)
 
 
 class ExportAtEnd:
@@ -154,7 +182,7 @@ class ExportAtEnd:
 
     Raises:
         TypeError: If ``export`` is not a path.
-        ValueError: If no target has its ending, or nothing is quantized.
+        ValueError: If no format has its ending, or nothing is quantized.
         ImportError: If a package that the format needs is missing.
     """
 
@@ -166,18 +194,20 @@ class ExportAtEnd:
             raise TypeError('fpq.export: must be the path of the file to '
                             f'write, got {file!r}')
         try:
-            self._target = format_of(file)
-            self._target.require_packages()
+            self._format = format_of(file)
+            self._format.require_packages()
         except (ValueError, ImportError) as error:
             raise type(error)(f'fpq.export: {error}') from error
         if recipe.is_float():
             raise ValueError('fpq.export: nothing to export, weight and '
                              'activation are float. Set export=None.')
+        self._options = ({'target': recipe.target}
+                         if self._format.takes_target else {})
 
     def check(self, runner: Runner, model: nn.Module) -> None:
         """Refuse what could not be exported, before the training.
 
-        The target checks the model with two test images. All processes do
+        The format checks the model with two test images. All processes do
         that, since data sets meet while they are made.
 
         Raises:
@@ -193,7 +223,7 @@ class ExportAtEnd:
             self._images = ordered_images(runner.cfg)
             example = next(image_batches(model, self._images, 2))[0]
             with kept_modes(model):
-                self._target.check(model.eval(), example)
+                self._format.check(model.eval(), example, **self._options)
         except ValueError as error:
             raise ValueError(f'fpq.export: {error}') from error
 

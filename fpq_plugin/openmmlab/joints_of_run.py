@@ -1,15 +1,22 @@
-"""The joints of a run: of the checkpoint that it loads, or found anew."""
+"""The joints of a run: of the checkpoint that it loads, or found anew.
+
+Or given to a trained model, for the export.
+"""
 
 from __future__ import annotations
 
-from mmengine.runner import Runner
+from dataclasses import replace
+
+from mmengine.runner import Runner, set_random_seed
 from torch import nn
 
 from .._compat.files import load_file
 from .._compat.restoring import same_randomness
+from ..calibrate import calibrate
 from ..joints import Placing
 from ..recipe import Recipe
 from ..state import bare_state, quantizer_bits
+from .calibration import calibration_batches
 from .checkpoints import last_checkpoint, stored_joints
 from .model_families import calibration_forward
 
@@ -46,3 +53,40 @@ def joints_of_run(runner: Runner, model: nn.Module, recipe: Recipe,
     forward = calibration_forward(model)
     with same_randomness():
         return recipe.place_joints(model, lambda: forward(model, batch))
+
+
+def join_late(model: nn.Module, recipe: Recipe, target: str) -> int:
+    """Give a trained model what an engine wants, calibrated, not trained.
+
+    Args:
+        model (nn.Module): What :func:`~fpq_plugin.load_model` gave, changed
+            in place. Its trained steps stay.
+        recipe (Recipe): The options that it was trained with.
+        target (str): The engine.
+
+    Returns:
+        int: How many tensors are quantized now that were not.
+
+    Raises:
+        ValueError: If the config has no training data to calibrate on, or an
+            option does not go with the engine.
+    """
+    cfg = model._config
+    if cfg.get('train_dataloader') is None:
+        raise ValueError(
+            f'target: the checkpoint was trained without one. What {target} '
+            'wants besides is calibrated on training images, and the config '
+            'has no train_dataloader')
+    wanted = replace(recipe, target=target)
+    forward = calibration_forward(model)
+    with same_randomness():
+        set_random_seed(0)
+        loader = Runner.build_dataloader(cfg.train_dataloader)
+        batches = list(calibration_batches(
+            loader, recipe.calibration_images(), 0, progress=False))
+        placing = wanted.place_joints(
+            model, lambda: forward(model, batches[0]))
+        rows = wanted.attach_joints(model, placing.joints)
+        if rows:
+            calibrate(model, batches, forward)
+    return len(rows)

@@ -10,6 +10,7 @@ from runs import log_of, scalars_of, train
 from fpq_plugin import load_model
 from fpq_plugin._compat.files import load_file
 from fpq_plugin.joints import joints_of
+from fpq_plugin.openmmlab.export_run import export_checkpoint
 from fpq_plugin.quantizers import named_quantizers
 
 TARGET = {'fpq__target': 'onnxruntime', 'fpq__preset': 'recommended',
@@ -88,4 +89,28 @@ def test_with_and_without_a_target_do_not_mix(options, tmp_path):
 def test_it_is_exported_with_the_training(options, tmp_path):
     train(options('run', fpq__export='model.onnx'))
     assert (tmp_path / 'run/model.onnx').is_file()
-    assert 'answers as the trained model' in log_of(tmp_path / 'run')
+    log = log_of(tmp_path / 'run')
+    assert 'answers as the trained model' in log
+    assert 'after the training' not in log
+
+
+def test_a_model_trained_without_gets_them_at_its_export(options, tmp_path):
+    """Calibrated on training images; what that costs is told."""
+    cfg = options('run', fpq__target=None)
+    train(cfg)
+    report = export_checkpoint(cfg, str(tmp_path / 'run/epoch_1.pth'),
+                               tmp_path / 'model.onnx', target='onnxruntime')
+    assert report.late_joints > 0
+    joined = report.joined
+    assert joined.images == 397
+    # 8 bits for what was float before; four bits after that amplify it.
+    assert joined.equal() > 90
+    assert report.parity.top1_trained == joined.top1_exported
+    assert f'{report.late_joints} tensors beside the layers' in str(report)
+    again = export_checkpoint(cfg, str(tmp_path / 'run/epoch_1.pth'),
+                              tmp_path / 'again.onnx', target='onnxruntime')
+    assert again.joined == joined
+    del cfg.train_dataloader
+    with pytest.raises(ValueError, match='the config has no train_dataloader'):
+        export_checkpoint(cfg, str(tmp_path / 'run/epoch_1.pth'),
+                          tmp_path / 'no.onnx', target='onnxruntime')
