@@ -110,7 +110,7 @@ def test_a_model_trained_without_gets_them_at_its_export(options, tmp_path):
     again = export_checkpoint(cfg, str(tmp_path / 'run/epoch_1.pth'),
                               tmp_path / 'again.onnx', target='onnxruntime')
     assert again.joined == joined
-    del cfg.train_dataloader
+    cfg.train_dataloader = None
     with pytest.raises(ValueError, match='the config has no train_dataloader'):
         export_checkpoint(cfg, str(tmp_path / 'run/epoch_1.pth'),
                           tmp_path / 'no.onnx', target='onnxruntime')
