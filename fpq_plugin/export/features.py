@@ -64,8 +64,9 @@ def place_marks(graph: ir.Graph, quantizers: Sequence[Quantizer],
         if known is not None and not out.is_graph_output():
             out.replace_all_uses_with(known)
             graph.remove(mark, safe=True)
-        elif target.ends_quantized and quantizers[
-                number].grid().ch_axis is None:
+    for mark in marks(graph, of_weights=False):
+        if target.ends_quantized and quantizers[
+                number_of(mark)].grid().ch_axis is None:
             _put_first(graph, mark)
 
 
