@@ -304,9 +304,10 @@ class OpenVINO(Engine):
     @staticmethod
     def _kernel(name: str, infos: list) -> Kernel:
         # As in brgconv_avx512_1x1_I8: the last part is the type.
+        op = infos[0].node_type
         kind = infos[0].exec_type.rsplit('_', 1)[-1].lower()
         return Kernel(
-            name, f'{infos[0].node_type} ({kind})', kind in ('i8', 'u8'),
+            name, f'{op} ({kind})', kind in ('i8', 'u8') and op != 'Reorder',
             median(each.real_time.total_seconds() for each in infos))
 
     def _compiled(self, path: Path, shape: tuple[int, ...], **options):
