@@ -119,10 +119,12 @@ class Files:
 
     def all(self, engine: Engine, bits: str) -> dict[str, Callable]:
         """Kind to a function that makes the file."""
-        return dict(
+        makes = dict(
             float=partial(engine.float_file, self.subject),
-            own=partial(engine.own_file, self.subject),
-            ours=lambda: self.exported(engine, bits).path)
+            own=partial(engine.own_file, self.subject))
+        if engine.takes_ours:
+            makes['ours'] = lambda: self.exported(engine, bits).path
+        return makes
 
 
 def attempt(makes: dict[str, Callable]) -> tuple[dict, dict[str, str]]:
@@ -331,7 +333,8 @@ def _cells(row: dict | None) -> Iterator[str]:
         yield f'{ratio[0]:.2f}' if ratio else '-'
     for kind in ('ours', 'own'):
         part = row and row.get(kind)
-        yield f'{part["integer"]} of {part["kernels"]}' if part else '-'
+        yield (f'{part["integer"]} of {part["kernels"]}'
+               if part and part['kernels'] else '-')
 
 
 def _mean(rows: list[dict], bits: str, engine: str, a: str, b: str) -> str:

@@ -110,9 +110,11 @@ class Engine:
         target (str, optional): What the export calls it.
         needs (tuple[str, ...]): Packages to import, without which there is
             no such engine here.
+        takes_ours (bool): Whether there is an export for it.
     """
 
     title = ''
+    takes_ours = True
     target: str | None = None
     needs: tuple[str, ...] = ()
 
@@ -145,8 +147,12 @@ class Engine:
         raise NotImplementedError
 
     def kernels(self, path: Path, x: np.ndarray, calls: int) -> list[Kernel]:
-        """What the runtime calls in an inference, by its own profiler."""
-        raise NotImplementedError
+        """What the runtime calls in an inference, by its own profiler.
+
+        Returns:
+            list[Kernel]: In any order; empty where there is no profiler.
+        """
+        return []
 
 
 ENGINES: dict[str, type[Engine]] = {}
@@ -326,3 +332,73 @@ class OpenVINO(Engine):
         model = openvino.Core().read_model(path)
         model.reshape(list(shape))
         return model
+
+
+@register('executorch')
+class ExecuTorch(Engine):
+    """With XNNPACK; its own quantization is pt2e with XNNPACKQuantizer.
+
+    ``flatc``, which its wheel has in ``bin``, must be on PATH.
+    """
+
+    title, takes_ours = 'ExecuTorch', False
+    needs = ('executorch', 'torchao')
+
+    def float_file(self, subject: Subject) -> Path:
+        example = subject.images[:1],
+
+        def make(path: Path) -> None:
+            self._lower(torch.export.export(subject.model, example), path)
+
+        return subject.file('float.pte', make)
+
+    def own_file(self, subject: Subject) -> Path:
+        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+            XNNPACKQuantizer,
+            get_symmetric_quantization_config,
+        )
+        from torchao.quantization.pt2e.quantize_pt2e import (
+            convert_pt2e,
+            prepare_pt2e,
+        )
+
+        example = subject.images[:1],
+
+        def make(path: Path) -> None:
+            quantizer = XNNPACKQuantizer().set_global(
+                get_symmetric_quantization_config(is_per_channel=True))
+            model = prepare_pt2e(
+                torch.export.export(subject.model, example).module(),
+                quantizer)
+            for image in subject.images.split(1):
+                model(image)
+            self._lower(
+                torch.export.export(convert_pt2e(model), example), path)
+
+        return subject.file('xnnpack.pte', make)
+
+    @staticmethod
+    def _lower(program: torch.export.ExportedProgram, path: Path) -> None:
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
+            XnnpackPartitioner,
+        )
+        from executorch.exir import to_edge_transform_and_lower
+
+        lowered = to_edge_transform_and_lower(
+            program, partitioner=[XnnpackPartitioner()]).to_executorch()
+        path.write_bytes(lowered.buffer)
+
+    def open(self, path: Path, shape: tuple[int, ...]) -> Run:
+        from executorch.extension.pybindings.portable_lib import (
+            _unsafe_reset_threadpool,
+        )
+        from executorch.runtime import Runtime
+
+        _unsafe_reset_threadpool(self.threads)
+        program = Runtime.get().load_program(path)
+        method = program.load_method('forward')
+
+        def run(x: np.ndarray) -> np.ndarray:
+            return method.execute([torch.from_numpy(x)])[0].numpy()
+
+        return run
