@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import logging
 import math
 import os
 import tempfile
@@ -440,6 +441,7 @@ def main() -> None:
     args = parse()
     os.environ.setdefault('FPQ_COMPILE', '0')
     warnings.simplefilter('ignore')
+    logging.disable(logging.WARNING)
     torch.set_num_threads(args.threads)
     engines = [ENGINES[name](args.threads) for name in args.engines]
     made = dict(made_by(args.threads), images=args.images)

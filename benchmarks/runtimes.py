@@ -207,7 +207,6 @@ class OnnxRuntime(Engine):
                 per_channel=True, weight_type=QuantType.QInt8,
                 activation_type=QuantType.QUInt8)
 
-        logging.getLogger().setLevel(logging.ERROR)
         return subject.file('onnxruntime_ptq.onnx', make)
 
     def open(self, path: Path, shape: tuple[int, ...]) -> Run:
