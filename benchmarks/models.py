@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 CLASSES = 100
 
@@ -62,6 +63,52 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     'vit-small-224': (_vit_small, 8, 224),
 }
 """Name to (constructor, batch size, pixels)."""
+
+
+ZOO = {
+    'resnet18': ('ResNet-18', 'resnet18_8xb32_in1k'),
+    'resnet50': ('ResNet-50', 'resnet50_8xb32_in1k'),
+    'mobilenet_v2': ('MobileNetV2', 'mobilenet-v2_8xb32_in1k'),
+    'mobilenet_v3': ('MobileNetV3-large', 'mobilenet-v3-large_8xb128_in1k'),
+    'shufflenet_v2': ('ShuffleNetV2 1.0x', 'shufflenet-v2-1x_16xb64_in1k'),
+    'efficientnet_b0': ('EfficientNet-B0',
+                        'efficientnet-b0_3rdparty_8xb32_in1k'),
+    'vit_small': ('ViT-small', 'deit-small_4xb256_in1k'),
+    'swin_tiny': ('Swin-tiny', 'swin-tiny_16xb64_in1k'),
+}
+"""mmpretrain's ImageNet classifiers: title, and the zoo's name."""
+
+
+def zoo_model(name: str, images: Tensor) -> nn.Module:
+    """A classifier of the zoo with random weights, in eval mode.
+
+    Its batch norms have the statistics of ``images``. With the initial ones
+    the features of random weights vanish or explode.
+
+    Args:
+        name (str): Key of :data:`ZOO`.
+        images (Tensor): Of shape (N, 3, H, W).
+
+    Returns:
+        nn.Module: From images to logits of 1,000 classes.
+    """
+    from mmpretrain import get_model
+
+    torch.manual_seed(0)
+    model = get_model(ZOO[name][1], pretrained=False).eval()
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+        norm.train()
+    with torch.no_grad():
+        for batch in images.split(4):
+            model(batch)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+        norm.eval()
+    return model
 
 
 def build(name: str, device: str, batch: int | None = None,
