@@ -38,7 +38,6 @@ from .parity import some_images
 from .rewriting import finish_graph, read_graph
 from .tracing import TRACED_OPSET, TRACED_SIZES, trace_any_batch
 
-
 # Enough for traces of 2, 3 and 5 images, none of which is seen twice.
 MOST_TRACED = sum(TRACED_SIZES)
 

@@ -2,7 +2,8 @@
 
 The program has torch's own operators ``quantized_decomposed``: features are
 quantized and dequantized in front of each layer, and weights are int8
-constants that are dequantized. From there ExecuTorch and other converters go
+constants that are dequantized, with the batch norm that follows
+(:mod:`.program_norms`). From there ExecuTorch and other converters go
 on. All integers are int8, which is what their kernels take; fewer bits are a
 narrower range of it.
 """
@@ -47,6 +48,7 @@ from .parity import (
     measure_parity,
     some_images,
 )
+from .program_norms import fold_batch_norms
 from .report import ExportReport
 from .targets import Target, register_target
 
@@ -143,7 +145,7 @@ def _replaced(forwards: Mapping[Quantizer, Forward],
               buffers: Mapping[Quantizer, dict[str, Tensor]]
               ) -> Iterator[None]:
     for quantizer, forward in forwards.items():
-        quantizer.forward = forward  # type: ignore[method-assign]
+        vars(quantizer)['forward'] = forward
     for quantizer, named in buffers.items():
         for name, value in named.items():
             quantizer.register_buffer(name, value)
@@ -220,6 +222,7 @@ def build_program(model: nn.Module,
                 (dict.fromkeys(found, _identity), {}))
     with _replaced(*replaced):
         whole = _exported(model, images, batch_size).module()
+    fold_batch_norms(whole)
     _strip(whole)
     return _exported(whole, images, batch_size)
 
