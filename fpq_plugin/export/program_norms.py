@@ -69,11 +69,10 @@ def _fold(graph: GraphModule, norm: Node) -> None:
     _set(graph, integers, signed.to(torch.int8))
     _set(graph, steps, (_value(graph, steps) * factor).float())
     weight.args = (*weight.args[:4], low, high, *weight.args[6:])
-    owner = graph.get_submodule(str(integers.target).rpartition('.')[0])
-    owner.register_buffer('bias', shift.float())
+    place = str(integers.target).rpartition('.')[0]
+    graph.get_submodule(place).register_buffer('bias', shift.float())
     with graph.graph.inserting_before(conv):
-        added = graph.graph.get_attr(
-            str(integers.target).replace('.integers', '.bias'))
+        added = graph.graph.get_attr(f'{place}.bias')
     conv.args = (*conv.args[:2], added, *conv.args[3:])
     norm.replace_all_uses_with(conv)
     graph.graph.erase_node(norm)

@@ -5,7 +5,7 @@ import torch
 from exported_models import batch_norm, quantized
 from torch import nn
 
-from fpq_plugin.export.exported_program import HAS_EXPORT, build_program
+from fpq_plugin.export.program import HAS_EXPORT, build_program
 
 pytestmark = pytest.mark.skipif(
     not HAS_EXPORT, reason='this torch has no torch.export that can be told')
