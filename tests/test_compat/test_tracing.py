@@ -6,6 +6,11 @@ import pytest
 import torch
 from exported_models import net
 from mmcv.cnn import ConvAWS2d
+from mmpretrain.models.backbones.resnet import BasicBlock
+from mmpretrain.models.backbones.vision_transformer import (
+    TransformerEncoderLayer,
+)
+from mmpretrain.models.utils import InvertedResidual
 from torch import nn
 
 from fpq_plugin import calibrate, convert, register_weight_reader
@@ -119,6 +124,66 @@ def test_torch_export_keeps_the_batch_free(backend, name, options, strict):
         dynamic_shapes=({0: torch.export.Dim('batch')}, ))
     call = saved(torch.export, exported).module()
     torch.testing.assert_close(answers(call, x), answers(model, x))
+
+
+def squeezing():
+    """Squeeze-and-excitation and hard swish, as in MobileNetV3."""
+    return InvertedResidual(
+        8, 8, 16, act_cfg=dict(type='HSwish'), se_cfg=dict(
+            channels=16, ratio=4, act_cfg=(
+                dict(type='ReLU'), dict(type='HSigmoid'))))
+
+
+def transformer():
+    return nn.Sequential(nn.Linear(8, 12), TransformerEncoderLayer(12, 2, 24))
+
+
+ZOO = {
+    'residual': (lambda: BasicBlock(8, 8), (8, 6, 6)),
+    'squeezing': (squeezing, (8, 6, 6)),
+    'transformer': (transformer, (5, 8)),
+}
+
+
+@pytest.mark.parametrize('backend', QUANTIZERS)
+@pytest.mark.parametrize('name', ZOO)
+def test_blocks_of_the_zoo_are_traced_and_exported(name, backend):
+    """In four bits, at a free batch size."""
+    build, shape = ZOO[name]
+    model, x = build(), torch.randn(6, *shape)
+    convert(model, backend=backend, weight=dict(bits=4),
+            activation=dict(bits=4))
+    calibrate(model, [x])
+    model.eval()
+    calls = [torch.jit.trace(model, x[:2])]
+    if HAS_EXPORT:
+        calls.append(torch.export.export(
+            model, (x[:2], ), dynamic_shapes=(
+                {0: torch.export.Dim('batch')}, )).module())
+    for call in calls:
+        torch.testing.assert_close(answers(call, x), answers(model, x))
+
+
+class HalfIsZero(nn.Module):
+    """The second layer's input is always zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.first(x) + self.second(0 * x)
+
+
+@pytest.mark.skipif(not HAS_EXPORT, reason='torch.export cannot be told')
+@pytest.mark.parametrize('backend', QUANTIZERS)
+def test_a_quantizer_that_waits_is_exported_in_float(backend):
+    model, x = HalfIsZero(), torch.randn(6, 4)
+    convert(model, backend=backend)
+    calibrate(model, [x])
+    assert model.eval().second.input_quantizer.is_waiting()
+    exported = torch.export.export(model, (x, )).module()
+    torch.testing.assert_close(answers(exported, x), answers(model, x))
 
 
 @pytest.mark.parametrize('backend', QUANTIZERS)

@@ -6,11 +6,13 @@ import sys
 
 import onnx
 import pytest
+import torch
 from runs import log_of, mim, train, write_config
 
 from fpq_plugin import FPQHook, load_model
 from fpq_plugin.cli import main
 from fpq_plugin.export import targets
+from fpq_plugin.export.program import HAS_EXPORT
 from fpq_plugin.openmmlab.export_run import (
     export_checkpoint,
     image_batches,
@@ -68,6 +70,13 @@ def test_a_run_exports_at_its_end(fpq_config, tmp_path):
     notes = {p.key: p.value
              for p in onnx.load(tmp_path / 'more.onnx').metadata_props}
     assert notes['fpq.batch_size'] == '32'
+
+    if HAS_EXPORT:
+        command[4] = str(tmp_path / 'model.pt2')
+        main(command)
+        program = torch.export.load(command[4])
+        assert torch.int8 in {
+            value.dtype for value in program.state_dict.values()}
 
 
 @pytest.mark.slow
