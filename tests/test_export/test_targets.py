@@ -26,7 +26,7 @@ def engine(monkeypatch):
 def test_the_ending_finds_the_target(engine, tmp_path):
     assert target_of('model.onnx') is ONNX
     assert target_of(tmp_path / 'model.v2.plan') is engine
-    assert known_endings() == '.engine or .onnx or .plan or .pt2'
+    assert known_endings() == '.encodings or .engine or .onnx or .plan or .pt2'
     for path in ('model.pth', 'onnx'):
         with pytest.raises(ValueError, match='.onnx or .plan or .pt2, got '
                            f"'{path}'"):
