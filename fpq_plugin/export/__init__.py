@@ -5,8 +5,8 @@ A model goes through :mod:`.build` (with :mod:`.integers`, :mod:`.lowering`,
 runs, :mod:`.parity` compares with the trained one, :mod:`.onnx_file` writes
 and :mod:`.report` describes. :mod:`.formats` has the kinds of files,
 :mod:`fpq_plugin.cli` is ``fpq export``. :mod:`.program` makes a program of
-torch.export, which :mod:`.exported_program` writes. :mod:`.torch_int8` needs
-no file.
+torch.export, which :mod:`.exported_program` writes, :mod:`.encodings` AIMET's
+encodings, for :mod:`.encodings_file`. :mod:`.torch_int8` needs no file.
 
 Importing this needs neither onnx nor onnxruntime; exporting to ONNX does (the
 extra ``export``).
@@ -15,6 +15,7 @@ extra ``export``).
 from typing import TYPE_CHECKING, Any
 
 # Each format's module registers it.
+from .encodings_file import export_encodings
 from .exported_program import export_program
 from .formats import FileFormat, register_format
 from .onnx_file import export_onnx
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     'ExportReport', 'FileFormat', 'Parity', 'ParityError',
-    'export_checkpoint', 'export_onnx', 'export_program', 'register_format',
-    'to_torch_int8'
+    'export_checkpoint', 'export_encodings', 'export_onnx', 'export_program',
+    'register_format', 'to_torch_int8'
 ]
 
 

@@ -26,7 +26,7 @@ def mine(monkeypatch):
 def test_the_ending_finds_the_format(mine, tmp_path):
     assert format_of('model.onnx') is ONNX
     assert format_of(tmp_path / 'model.v2.plan') is mine
-    assert known_endings() == '.mine or .onnx or .plan or .pt2'
+    assert known_endings() == '.encodings or .mine or .onnx or .plan or .pt2'
     for path in ('model.pth', 'onnx'):
         with pytest.raises(ValueError, match='.onnx or .plan or .pt2, got '
                            f"'{path}'"):

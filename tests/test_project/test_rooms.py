@@ -9,10 +9,11 @@ from structure import arrows
 PACKAGE = ROOT / 'fpq_plugin'
 # From the bottom to the top; a room may import what stands below it.
 FLOORS = [
-    {'_compat', 'options', 'version'},
+    {'_compat', 'options', 'targets', 'version'},
     {'layers'},
     {'quantizers', 'perturbation', 'distillation'},
-    {'calibrate', 'convert', 'layer_table', 'optimizer_watch',
+    {'add_joints', 'calibrate', 'convert', 'joints', 'layer_table',
+     'optimizer_watch',
      'param_groups', 'plan', 'recipe', 'state'},
     {'export'},
     {'openmmlab'},
