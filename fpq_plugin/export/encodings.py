@@ -65,7 +65,7 @@ def build_encodings(traced: TracedModel) -> tuple[ir.Model, Encodings]:
     graph = built.graph
     fold_weights(graph, traced.model, quantizers,
                  traced.example[:traced.batch_size or 2])
-    weights = find_weights(graph, quantizers, names, traced.engine)
+    weights = find_weights(graph, quantizers, names, traced.target)
     fold_batch_norm(graph, weights)
     parameters = []
     for value, grid in weights.items():
@@ -77,7 +77,7 @@ def build_encodings(traced: TracedModel) -> tuple[ir.Model, Encodings]:
         parameters.append((stored, grid))
     features = []
     for mark in marks(graph, of_weights=False):
-        grid = integer_grid(quantizers[number_of(mark)], engine=traced.engine)
+        grid = integer_grid(quantizers[number_of(mark)], target=traced.target)
         features.append((_own_tensor(graph, mark), grid))
     finish_graph(built)
     # It gives the tensors their names.

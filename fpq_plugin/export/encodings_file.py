@@ -110,7 +110,7 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
     return EncodingsReport(
         str(path), len(network) + len(text),
         len(content_of(build_float_onnx(traced))), built.opset_imports[''],
-        parity, (), exported_layers(model), engine='QNN',
+        parity, (), exported_layers(model), target='QNN',
         batch_size=batch_size)
 
 
