@@ -142,7 +142,7 @@ class TracedModel:
             fill_weights(graph, weights, quantizers, self.target)
         biases = lower_biases(graph, weights, quantizers, names,
                               integer_biases, self.target)
-        store_weights(graph, weights, unsigned_weights)
+        store_weights(graph, weights, names, unsigned_weights)
         lower_features(graph, quantizers, self.target)
         finish_graph(built)
         return built, biases

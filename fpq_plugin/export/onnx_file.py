@@ -137,7 +137,8 @@ def export_onnx(model: nn.Module,
             says so. Defaults to None, any size.
 
     Returns:
-        ExportReport: Sizes, latencies, parity, bits, what became of biases.
+        ExportReport: Sizes, latencies, parity, bits, what became of biases
+        and which layers have integer kernels.
 
     Raises:
         ValueError: If something cannot be exported; the message names it.
@@ -188,6 +189,7 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
             tolerance: float, source: dict[str, str], unsigned: bool,
             target: Target, batch_size: int | None) -> ExportReport:
     from .build import build_float_onnx, trace_model
+    from .kernels import find_kernels
     from .runtime import latencies, open_session, refuse_unfit_for
 
     if batch_size is not None:
@@ -223,6 +225,8 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
     for size in () if batch_size else OTHER_SIZES:
         compare_batch_of(size, model, sessions[best], example, found[best])
     content = contents[best]
+    kernels = [find_kernels(file, content) for (file, _), content in
+               zip(built[:best + 1], contents)] if target.measured else []
     in_float = content_of(build_float_onnx(traced))
     sizes = {batch_size} if batch_size else {
         1, min(LARGEST_TIMED, len(example))}
@@ -237,7 +241,8 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
         built[best][0].opset_imports[''], found[best], times,
         exported_layers(model),
         tuple((bias.layer, bias.reason) for bias in built[best][1]), reason,
-        target.title, batch_size)
+        target.title, batch_size, kernels[-1] if kernels else None,
+        kernels[0].on_integers() - kernels[-1].on_integers() if kernels else 0)
 
 
 def content_of(model: ir.Model) -> bytes:

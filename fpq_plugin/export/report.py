@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 from collections import Counter
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from .parity import Parity
+
+if TYPE_CHECKING:
+    from .kernels import Kernels
 
 # Times the float model's: below, it is noise.
 NOTABLY_SLOWER = 1.05
@@ -75,6 +79,10 @@ class ExportReport:
         target (str): The engine that is to take it. Defaults to 'onnxruntime'.
         batch_size (int, optional): The only batch size that it takes.
             Defaults to None, any.
+        kernels (Kernels, optional): What onnxruntime computes on integers.
+            Defaults to None, for a target that it is not.
+        lost_kernels (int): Layers that integer biases would have had computed
+            on integers besides, where they were given up. Defaults to 0.
     """
 
     path: str
@@ -88,6 +96,8 @@ class ExportReport:
     bias_reason: str = ''
     target: str = 'onnxruntime'
     batch_size: int | None = None
+    kernels: Kernels | None = None
+    lost_kernels: int = 0
 
     def ratio(self) -> float:
         """Size over that of the full-precision model."""
@@ -100,6 +110,8 @@ class ExportReport:
         text = f'integer biases: {kept} of {len(self.biases)} layers'
         if self.bias_reason:
             text += f', because with more of them {self.bias_reason}'
+        if self.lost_kernels:
+            text += f'; it costs {self.lost_kernels} integer kernels'
         if reasons:
             text += '; float because ' + ', '.join(
                 f'{reason} ({number})' for reason, number in reasons.items())
@@ -129,8 +141,10 @@ class ExportReport:
             batch_size=self.batch_size,
             integer_biases=dict(
                 reason=self.bias_reason,
+                lost_kernels=self.lost_kernels,
                 layers={name: reason or 'integers'
                         for name, reason in self.biases}),
+            integer_kernels=self.kernels and self.kernels.as_dict(),
             warnings=self.warnings(),
             size=self.size,
             float_size=self.float_size,
@@ -169,6 +183,8 @@ class ExportReport:
         console.print(self._parity(), highlight=False)
         if self.biases:
             console.print(self.bias_line(), highlight=False)
+        if self.kernels is not None:
+            console.print(self.kernels.line(), highlight=False)
         for warning in self.warnings():
             console.print(f'warning: {warning}', highlight=False)
         return '\n'.join(line.rstrip()
