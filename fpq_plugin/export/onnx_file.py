@@ -190,7 +190,12 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
             target: Target, batch_size: int | None) -> ExportReport:
     from .build import build_float_onnx, trace_model
     from .kernels import find_kernels
-    from .runtime import latencies, open_session, refuse_unfit_for
+    from .runtime import (
+        latencies,
+        open_session,
+        opener_of,
+        refuse_unfit_for,
+    )
 
     if batch_size is not None:
         batches = rebatched(batches, batch_size)
@@ -213,9 +218,11 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
             **source, 'target': target.name,
             'batch_size': str(batch_size or 'free')})
     contents = [content_of(file) for file, _ in built]
-    # Another engine's file is computed as it says, in float.
-    sessions = [open_session(content, unpack=not target.measured)
-                for content in contents]
+    opened = opener_of(target)
+    # Without its engine a file is computed as it says, in float.
+    sessions = [
+        opened(content) if opened else open_session(content, unpack=True)
+        for content in contents]
     found = measure_parity(model, sessions,
                            alike(chain([first], batches), example))
     best, reason = 0, ''
@@ -230,15 +237,17 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
     in_float = content_of(build_float_onnx(traced))
     sizes = {batch_size} if batch_size else {
         1, min(LARGEST_TIMED, len(example))}
-    runs = [sessions[best], open_session(content, unpack=True),
-            open_session(in_float)]
-    times = tuple(
-        Latency(size, *latencies(runs, example[:size]))
-        for size in sorted(sizes)) if target.measured else ()
+    times: list[Latency] = []
+    if opened:
+        runs = [sessions[best], opened(in_float)]
+        if target.measured:
+            runs.append(open_session(content, unpack=True))
+        times = [Latency(size, *latencies(runs, example[:size]))
+                 for size in sorted(sizes)]
     write_whole(path, lambda file: file.write(content))
     return ExportReport(
         str(path), len(content), len(in_float),
-        built[best][0].opset_imports[''], found[best], times,
+        built[best][0].opset_imports[''], found[best], tuple(times),
         exported_layers(model),
         tuple((bias.layer, bias.reason) for bias in built[best][1]), reason,
         target.title, batch_size, kernels[-1] if kernels else None,

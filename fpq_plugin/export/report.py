@@ -35,28 +35,41 @@ class ExportedLayer:
 
 @dataclass(frozen=True)
 class Latency:
-    """Time of one call in onnxruntime on the CPU of the exporting machine.
+    """Time of one call in the file's engine on the exporting machine's CPU.
 
     Attributes:
         batch (int): Images in the call.
         seconds (float): Of the exported model, median.
-        unpacked_seconds (float): The same with ``session.disable_quant_qdq``,
-            which makes weights float as the file is opened.
         float_seconds (float): Of the same model in full precision.
+        unpacked_seconds (float, optional): Of the exported model with
+            onnxruntime's ``session.disable_quant_qdq``, which makes weights
+            float as the file is opened. Defaults to None, for another engine.
     """
 
     batch: int
     seconds: float
-    unpacked_seconds: float
     float_seconds: float
+    unpacked_seconds: float | None = None
 
     def ratio(self) -> float:
         """Below 1: the exported model is faster."""
         return self.seconds / self.float_seconds
 
-    def unpacked_ratio(self) -> float:
+    def unpacked_ratio(self) -> float | None:
         """The same with unpacked weights."""
+        if self.unpacked_seconds is None:
+            return None
         return self.unpacked_seconds / self.float_seconds
+
+    def warning(self) -> str:
+        """That it is slower than in full precision, '' if it is not."""
+        if self.ratio() <= NOTABLY_SLOWER:
+            return ''
+        unpacked = self.unpacked_ratio()
+        return (f'slower than in full precision: {self.ratio():.2f} times the '
+                f'time with batches of {self.batch}') + (
+            '' if unpacked is None else f' ({unpacked:.2f} unpacked, by '
+            "session.disable_quant_qdq='1')")
 
 
 @dataclass(frozen=True)
@@ -119,13 +132,7 @@ class ExportReport:
 
     def warnings(self) -> list[str]:
         """What is worse than in full precision, or cannot be known."""
-        found = [
-            f'slower than in full precision: {each.ratio():.2f} times the '
-            f'time with batches of {each.batch} '
-            f'({each.unpacked_ratio():.2f} unpacked, by session.'
-            "disable_quant_qdq='1')"
-            for each in self.latencies if each.ratio() > NOTABLY_SLOWER
-        ]
+        found = [each.warning() for each in self.latencies if each.warning()]
         if not self.latencies:
             found.append(f'checked against the rules of {self.target}, and '
                          'not run in it')
@@ -198,8 +205,10 @@ class ExportReport:
             for how, seconds, ratio in (
                 ('', each.seconds, each.ratio()),
                 (', unpacked', each.unpacked_seconds, each.unpacked_ratio())):
-                rows.append((f'ms, batch {each.batch}{how}',
-                             f'{1000 * seconds:.2f}', full, f'{ratio:.2f}'))
+                if seconds is not None:
+                    rows.append((f'ms, batch {each.batch}{how}',
+                                 f'{1000 * seconds:.2f}', full,
+                                 f'{ratio:.2f}'))
         return rows
 
     def _parity(self) -> str:

@@ -100,3 +100,58 @@ def test_a_coarse_bias_before_a_pooling_is_added_in_float(tmp_path):
               first_last_bits=None)
     report = export_onnx(model, tmp_path / 'model.onnx', [(x, None)])
     assert report.parity.mean_difference < 1e-4 * report.parity.spread
+
+
+def test_biases_are_integers_at_any_bits_where_the_target_says_so(tmp_path):
+    torch.manual_seed(0)
+    x = torch.rand(200, 8, 6, 6)
+    model = nn.Sequential(
+        nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(64, 5))
+    quantized(model, x, weight=dict(bits=4), activation=dict(bits=4),
+              first_last_bits=None)
+    report = export_onnx(model, tmp_path / 'model.onnx', [(x, None)],
+                         target='onnxruntime')
+    # That of the last layer, too, whose output is float.
+    assert dict(report.biases) == {'0': '', '2': '', '5': ''}
+    assert report.kernels.on_integers() == 3
+    assert report.parity.mean_difference < 1e-2 * report.parity.spread
+    standard = export_onnx(model, tmp_path / 'model.onnx', [(x, None)])
+    assert all(reason for _, reason in standard.biases)
+
+
+def test_what_float_biases_cost_is_told(tmp_path):
+    """Accuracy decides: steps far coarser than what the layer answers."""
+    torch.manual_seed(0)
+    x = torch.rand(100, 8, 4, 4)
+    model = nn.Sequential(nn.Conv2d(8, 8, 1, groups=8), nn.Conv2d(8, 8, 1),
+                          nn.Flatten(), nn.Linear(128, 5))
+    with torch.no_grad():
+        # All that is left of 2 x - 1.9 is the bias's last digits.
+        model[0].weight.fill_(0.01)
+        model[0].bias.copy_(torch.linspace(-1, 1, 8) * 1e-5)
+        model[0].weight[:] = model[0].weight * 1e-9
+    quantized(model, x, weight=dict(bits=8, per_channel=False),
+              activation=dict(bits=8), first_last_bits=None)
+    with torch.no_grad():
+        model[0].weight_quantizer.log_scale.fill_(-1)
+    report = export_onnx(model, tmp_path / 'model.onnx', [(x, None)],
+                         target='onnxruntime')
+    assert report.lost_kernels == 3
+    assert 'because with more of them outputs differ by more than' in str(
+        report)
+    assert 'it costs 3 integer kernels; float because integers cost accuracy ' \
+        '(3)' in str(report)
+
+
+def test_a_bias_that_fits_no_int32_is_float(tmp_path):
+    x = torch.rand(40, 3, 4, 4)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    with torch.no_grad():
+        model[0].weight[1] *= 1e-12
+    quantized(model, x, weight=dict(bits=8, per_channel=True),
+              activation=dict(bits=8), first_last_bits=None)
+    report = export_onnx(model, tmp_path / 'model.onnx', [(x, None)],
+                         target='onnxruntime')
+    assert dict(report.biases)['0'] == 'it does not fit in int32'
+    assert report.parity.mean_difference < 1e-3 * report.parity.spread
