@@ -4,7 +4,8 @@
 quantizer, and sees to it that the batch size is free. The marks then become
 nodes of the standard, in this order:
 
-1. :func:`.lowering.find_weights` computes the integers of the weights.
+1. :func:`.features.place_marks` leaves one on each tensor, and
+   :func:`.lowering.find_weights` computes the integers of the weights.
 2. :func:`.folding.fold_batch_norm` multiplies batch norms into their steps,
    and :func:`.folding.lower_biases` makes biases integers.
 3. :func:`.lowering.store_weights` and :func:`.features.lower_features` write

@@ -124,7 +124,7 @@ class ExportReport:
         if self.bias_reason:
             text += f', because with more of them {self.bias_reason}'
         if self.lost_kernels:
-            text += f'; it costs {self.lost_kernels} integer kernels'
+            text += f'; integer kernels that this costs: {self.lost_kernels}'
         if reasons:
             text += '; float because ' + ', '.join(
                 f'{reason} ({number})' for reason, number in reasons.items())

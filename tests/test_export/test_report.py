@@ -48,7 +48,7 @@ def test_what_became_of_biases_is_told(report):
         'integer biases: 1 of 3 layers, because with more of them top-1 is '
         '0.40 points lower; float because too coarse (2)')
     assert told.bias_line() in str(told)
-    assert 'lower; it costs 7 integer kernels; float' in replace(
+    assert 'lower; integer kernels that this costs: 7; float' in replace(
         told, lost_kernels=7).bias_line()
     figures = json.loads(json.dumps(told.as_dict()))
     assert figures['integer_biases'] == dict(
