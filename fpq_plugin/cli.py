@@ -50,8 +50,9 @@ what it prints:
   Then how its answers compare with the trained model's: the share of equal
   classes, the differences of the outputs next to their spread (standard
   deviation), and top-1 of both if the data has labels. At last how many biases
-  are integers, as 8-bit kernels need them, which layers have integer kernels in
-  onnxruntime, why the others do not, and what is worse than in full precision.
+  are integers, as 8-bit kernels need them, which layers have such kernels in
+  onnxruntime, why the others do not, and what is worse than in full
+  precision.
 """
 
 

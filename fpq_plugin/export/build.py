@@ -7,7 +7,8 @@ nodes of the standard, in this order:
 1. :func:`.features.place_marks` leaves one on each tensor, and
    :func:`.lowering.find_weights` computes the integers of the weights.
 2. :func:`.folding.fold_batch_norm` multiplies batch norms into their steps,
-   and :func:`.folding.lower_biases` makes biases integers.
+   :func:`.filling.fill_weights` fills their types where the target asks for
+   it, and :func:`.folding.lower_biases` makes biases integers.
 3. :func:`.lowering.store_weights` and :func:`.features.lower_features` write
    the integers, and QuantizeLinear and DequantizeLinear.
 """
