@@ -5,7 +5,8 @@ A model goes through :mod:`.build` (with :mod:`.integers`, :mod:`.lowering`,
 an ONNX model, which :mod:`.runtime` runs, :mod:`.parity` compares with the
 trained one, :mod:`.kernels` looks at as onnxruntime rewrites it,
 :mod:`.onnx_file` writes and :mod:`.report` describes. :mod:`.formats` has the
-kinds of files, :mod:`fpq_plugin.cli` is ``fpq export``. :mod:`.torch_int8` needs no file.
+kinds of files, :mod:`fpq_plugin.cli` is ``fpq export``.
+:mod:`.torch_int8` needs no file.
 
 Importing this needs neither onnx nor onnxruntime; exporting to ONNX does (the
 extra ``export``).
