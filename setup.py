@@ -32,6 +32,7 @@ BREVITAS = [
     # What Brevitas's own exports to ONNX need.
     'onnxoptimizer>=0.3.13,<0.5',
 ] + EXPORT
+OPENVINO = ['openvino>=2025.0']
 SAM = ['pytorch_optimizer>=4.1,<5']
 ANALYSIS = [
     # Below 4: fpq_plugin.analysis overrides how its Hessian multiplies.
@@ -70,6 +71,7 @@ setup(
         mmpretrain=MMPRETRAIN,
         brevitas=BREVITAS,
         export=EXPORT,
+        openvino=EXPORT + OPENVINO,
         sam=SAM,
         analysis=ANALYSIS,
         docs=MMPRETRAIN + BREVITAS + ANALYSIS + DOCS,

@@ -46,11 +46,13 @@ what it prints:
     ms, batch N       one call with N images on this machine's CPU, median
     ..., unpacked     the same with weights made float as the file is opened,
                       which is faster where a layer has no integer kernel
+                      (in onnxruntime)
   Then how its answers compare with the trained model's: the share of equal
   classes, the differences of the outputs next to their spread (standard
   deviation), and top-1 of both if the data has labels. At last how many biases
-  are integers, as 8-bit kernels need them, why the others are not, and what is
-  worse than in full precision.
+  are integers, as 8-bit kernels need them, which layers have such kernels in
+  onnxruntime, why the others do not, and what is worse than in full
+  precision.
 """
 
 

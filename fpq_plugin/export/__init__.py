@@ -1,12 +1,14 @@
 """From a trained model to integers that run.
 
 A model goes through :mod:`.build` (with :mod:`.integers`, :mod:`.lowering`,
-:mod:`.folding` and :mod:`.rewriting`) to an ONNX model, which :mod:`.runtime`
-runs, :mod:`.parity` compares with the trained one, :mod:`.onnx_file` writes
-and :mod:`.report` describes. :mod:`.formats` has the kinds of files,
-:mod:`fpq_plugin.cli` is ``fpq export``. :mod:`.program` makes a program of
-torch.export, which :mod:`.exported_program` writes, :mod:`.encodings` AIMET's
-encodings, for :mod:`.encodings_file`. :mod:`.torch_int8` needs no file.
+:mod:`.features`, :mod:`.filling`, :mod:`.folding` and :mod:`.rewriting`) to
+an ONNX model, which :mod:`.runtime` runs, :mod:`.parity` compares with the
+trained one, :mod:`.kernels` looks at as onnxruntime rewrites it,
+:mod:`.onnx_file` writes and :mod:`.report` describes. :mod:`.formats` has the
+kinds of files, :mod:`fpq_plugin.cli` is ``fpq export``. :mod:`.program` makes
+a program of torch.export, which :mod:`.exported_program` writes,
+:mod:`.encodings` AIMET's encodings, for :mod:`.encodings_file`.
+:mod:`.torch_int8` needs no file.
 
 Importing this needs neither onnx nor onnxruntime; exporting to ONNX does (the
 extra ``export``).

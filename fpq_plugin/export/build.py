@@ -4,9 +4,11 @@
 quantizer, and sees to it that the batch size is free. The marks then become
 nodes of the standard, in this order:
 
-1. :func:`.lowering.find_weights` computes the integers of the weights.
+1. :func:`.features.place_marks` leaves one on each tensor, and
+   :func:`.lowering.find_weights` computes the integers of the weights.
 2. :func:`.folding.fold_batch_norm` multiplies batch norms into their steps,
-   and :func:`.folding.lower_biases` makes biases integers.
+   :func:`.filling.fill_weights` fills their types where the target asks for
+   it, and :func:`.folding.lower_biases` makes biases integers.
 3. :func:`.lowering.store_weights` and :func:`.features.lower_features` write
    the integers, and QuantizeLinear and DequantizeLinear.
 """
@@ -96,7 +98,7 @@ class TracedModel:
             fill_weights(graph, weights, quantizers, self.target)
         biases = lower_biases(graph, weights, quantizers, names,
                               integer_biases, self.target)
-        store_weights(graph, weights, unsigned_weights)
+        store_weights(graph, weights, names, unsigned_weights)
         lower_features(graph, quantizers, self.target)
         finish_graph(built)
         return built, biases

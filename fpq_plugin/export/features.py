@@ -48,20 +48,19 @@ def place_marks(graph: ir.Graph, quantizers: Sequence[Quantizer],
         quantizers (Sequence[Quantizer]): Those of the marks' numbers.
         target (Target): What is to take them.
     """
-    first: dict[tuple[ir.Value | None, int], ir.Node] = {}
+    first: dict[tuple[ir.Value, int], ir.Value] = {}
     for mark in marks(graph, of_weights=False):
         (value, ), number, (out, ) = (
             mark.inputs, number_of(mark), mark.outputs)
-        same = first.setdefault((value, number), mark)
+        assert value is not None
         before = mark_before(value)
-        known = None
-        if same is not mark:
-            known = same.outputs[0]
-        elif before is not None and number_of(before) == number and (
+        if before is not None and number_of(before) == number and (
                 before.outputs[0] is value
                 or quantizers[number].grid().ch_axis is None):
             known = value
-        if known is not None and not out.is_graph_output():
+        else:
+            known = first.setdefault((value, number), out)
+        if known is not out and not out.is_graph_output():
             out.replace_all_uses_with(known)
             graph.remove(mark, safe=True)
     for mark in marks(graph, of_weights=False):

@@ -21,6 +21,8 @@ from .integers import UINT8, IntegerGrid, weight_integers
 from .rewriting import add_constant, only_reader, replace_nodes
 
 MARK = 'FakeQuantize'
+# Key of a stored weight's notes: the name of its layer.
+LAYER = 'fpq.layer'
 Weights = dict[ir.Value | None, IntegerGrid]
 """The grid of each quantized weight, by the value that stands for it."""
 
@@ -95,12 +97,18 @@ def layer_of(node: ir.Node, names: Sequence[str]) -> str:
         names (Sequence[str]): The quantizers' names.
     """
     for value in reversed(node.inputs[:2]):
-        maker = value.producer() if value is not None else None
-        while maker is not None and maker.op_type != MARK:
-            maker = maker.inputs[0].producer() if maker.inputs[0] else None
-        if maker is not None:
-            return names[number_of(maker)].rpartition('.')[0]
+        name = _maker(value, names)
+        if name:
+            return name
     return ''
+
+
+def _maker(value: ir.Value | None, names: Sequence[str]) -> str:
+    """The layer of the first mark before a value, '' without one."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type != MARK:
+        node = node.inputs[0].producer() if node.inputs[0] else None
+    return names[number_of(node)].rpartition('.')[0] if node else ''
 
 
 def find_weights(graph: ir.Graph,
@@ -159,12 +167,14 @@ def _turned(value: ir.Value | None, grid: IntegerGrid) -> ir.Value | None:
     return turn.outputs[0]
 
 
-def store_weights(graph: ir.Graph, weights: Weights, unsigned: bool) -> None:
+def store_weights(graph: ir.Graph, weights: Weights, names: Sequence[str],
+                  unsigned: bool) -> None:
     """Store each weight as integers that a DequantizeLinear reads.
 
     Args:
         graph (ir.Graph): The graph, changed in place.
         weights (Weights): The weights.
+        names (Sequence[str]): The quantizers' names.
         unsigned (bool): Whether int8 becomes uint8, 128 higher, where it
             may saturate.
     """
@@ -174,6 +184,7 @@ def store_weights(graph: ir.Graph, weights: Weights, unsigned: bool) -> None:
             grid.zero_point = grid.zero_point + 128
             grid.type = UINT8
         stored = add_constant(graph, grid.weight, ir.DataType[grid.type.name])
+        stored.meta[LAYER] = _maker(value, names)
         maker = value.producer() if value is not None else None
         assert maker is not None
         replace_nodes(graph, [maker], [

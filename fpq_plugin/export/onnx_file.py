@@ -134,7 +134,8 @@ def export_onnx(model: nn.Module,
             says so. Defaults to None, any size.
 
     Returns:
-        ExportReport: Sizes, latencies, parity, bits, what became of biases.
+        ExportReport: Sizes, latencies, parity, bits, what became of biases
+        and which layers have integer kernels.
 
     Raises:
         ValueError: If something cannot be exported; the message names it.
@@ -166,7 +167,13 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
             tolerance: float, source: dict[str, str], unsigned: bool,
             target: Target, batch_size: int | None) -> ExportReport:
     from .build import build_float_onnx, trace_model
-    from .runtime import latencies, open_session, refuse_unfit_for
+    from .kernels import find_kernels
+    from .runtime import (
+        latencies,
+        open_session,
+        opener_of,
+        refuse_unfit_for,
+    )
 
     example, batches = compared_batches(batches, batch_size)
     traced = trace_model(model, example, target, batch_size)
@@ -180,9 +187,11 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
             **source, 'target': target.name,
             'batch_size': str(batch_size or 'free')})
     contents = [content_of(file) for file, _ in built]
-    # Another engine's file is computed as it says, in float.
-    sessions = [open_session(content, unpack=not target.measured)
-                for content in contents]
+    opened = opener_of(target)
+    # Without its engine a file is computed as it says, in float.
+    sessions = [
+        opened(content) if opened else open_session(content, unpack=True)
+        for content in contents]
     found = measure_parity(model, sessions, batches)
     best, reason = 0, ''
     if len(found) > 1 and not found[0].holds(tolerance):
@@ -191,21 +200,28 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
     for size in () if batch_size else OTHER_SIZES:
         compare_batch_of(size, model, sessions[best], example, found[best])
     content = contents[best]
+    kernels = [find_kernels(file, content) for (file, _), content in
+               zip(built[:best + 1], contents)] if target.measured else []
     in_float = content_of(build_float_onnx(traced))
     sizes = {batch_size} if batch_size else {
         1, min(LARGEST_TIMED, len(example))}
-    runs = [sessions[best], open_session(content, unpack=True),
-            open_session(in_float)]
-    times = tuple(
-        Latency(size, *latencies(runs, example[:size]))
-        for size in sorted(sizes)) if target.measured else ()
+    times: list[Latency] = []
+    if opened:
+        runs = [sessions[best], opened(in_float)]
+        if target.measured:
+            runs.append(open_session(content, unpack=True))
+        times = [Latency(size, *latencies(runs, example[:size]))
+                 for size in sorted(sizes)]
     write_whole(path, lambda file: file.write(content))
     return ExportReport(
         str(path), len(content), len(in_float),
-        built[best][0].opset_imports[''], found[best], times,
+        built[best][0].opset_imports[''], found[best], tuple(times),
         exported_layers(model),
         tuple((bias.layer, bias.reason) for bias in built[best][1]), reason,
-        target.title, batch_size)
+        target.title, batch_size,
+        kernels=kernels[-1] if kernels else None,
+        lost_kernels=kernels[0].on_integers() - kernels[-1].on_integers()
+        if kernels else 0)
 
 
 def content_of(model: ir.Model) -> bytes:

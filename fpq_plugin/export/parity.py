@@ -303,7 +303,9 @@ def compare_batch_of(size: int, model: nn.Module,
         raise ParityError(
             f'not exported: with a batch of {size} the file fails: {error}. '
             f'{WAY_OUT}') from error
-    if not found.mean_difference <= MEAN_DIFFERENCE * known.spread:
+    # One image may be one that differs more than most.
+    allowed = max(MEAN_DIFFERENCE * known.spread, 4 * known.mean_difference)
+    if not found.mean_difference <= allowed:
         raise ParityError(
             f'not exported: with a batch of {size} outputs differ by '
             f'{found.mean_difference:.3g} on average, of a spread of '

@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 from collections import Counter
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from .parity import Parity
+
+if TYPE_CHECKING:
+    from .kernels import Kernels
 
 # Times the float model's: below, it is noise.
 NOTABLY_SLOWER = 1.05
@@ -31,28 +35,41 @@ class ExportedLayer:
 
 @dataclass(frozen=True)
 class Latency:
-    """Time of one call in onnxruntime on the CPU of the exporting machine.
+    """Time of one call in the file's engine on the exporting machine's CPU.
 
     Attributes:
         batch (int): Images in the call.
         seconds (float): Of the exported model, median.
-        unpacked_seconds (float): The same with ``session.disable_quant_qdq``,
-            which makes weights float as the file is opened.
         float_seconds (float): Of the same model in full precision.
+        unpacked_seconds (float, optional): Of the exported model with
+            onnxruntime's ``session.disable_quant_qdq``, which makes weights
+            float as the file is opened. Defaults to None, for another engine.
     """
 
     batch: int
     seconds: float
-    unpacked_seconds: float
     float_seconds: float
+    unpacked_seconds: float | None = None
 
     def ratio(self) -> float:
         """Below 1: the exported model is faster."""
         return self.seconds / self.float_seconds
 
-    def unpacked_ratio(self) -> float:
+    def unpacked_ratio(self) -> float | None:
         """The same with unpacked weights."""
+        if self.unpacked_seconds is None:
+            return None
         return self.unpacked_seconds / self.float_seconds
+
+    def warning(self) -> str:
+        """That it is slower than in full precision, '' if it is not."""
+        if self.ratio() <= NOTABLY_SLOWER:
+            return ''
+        unpacked = self.unpacked_ratio()
+        return (f'slower than in full precision: {self.ratio():.2f} times the '
+                f'time with batches of {self.batch}') + (
+            '' if unpacked is None else f' ({unpacked:.2f} unpacked, by '
+            "session.disable_quant_qdq='1')")
 
 
 @dataclass(frozen=True)
@@ -80,6 +97,10 @@ class ExportReport:
             the target after the training. Defaults to 0.
         joined (Parity, optional): How the trained model answers with them,
             against without. Defaults to None.
+        kernels (Kernels, optional): What onnxruntime computes on integers.
+            Defaults to None, for a target that it is not.
+        lost_kernels (int): Layers that integer biases would have had computed
+            on integers besides, where they were given up. Defaults to 0.
     """
 
     path: str
@@ -95,6 +116,8 @@ class ExportReport:
     batch_size: int | None = None
     late_joints: int = 0
     joined: Parity | None = None
+    kernels: Kernels | None = None
+    lost_kernels: int = 0
 
     def ratio(self) -> float:
         """Size over that of the full-precision model."""
@@ -107,6 +130,8 @@ class ExportReport:
         text = f'integer biases: {kept} of {len(self.biases)} layers'
         if self.bias_reason:
             text += f', because with more of them {self.bias_reason}'
+        if self.lost_kernels:
+            text += f'; integer kernels that this costs: {self.lost_kernels}'
         if reasons:
             text += '; float because ' + ', '.join(
                 f'{reason} ({number})' for reason, number in reasons.items())
@@ -127,13 +152,7 @@ class ExportReport:
 
     def warnings(self) -> list[str]:
         """What is worse than in full precision, or cannot be known."""
-        found = [
-            f'slower than in full precision: {each.ratio():.2f} times the '
-            f'time with batches of {each.batch} '
-            f'({each.unpacked_ratio():.2f} unpacked, by session.'
-            "disable_quant_qdq='1')"
-            for each in self.latencies if each.ratio() > NOTABLY_SLOWER
-        ]
+        found = [each.warning() for each in self.latencies if each.warning()]
         if not self.latencies:
             found.append(f'checked against the rules of {self.target}, and '
                          'not run in it')
@@ -149,8 +168,10 @@ class ExportReport:
             batch_size=self.batch_size,
             integer_biases=dict(
                 reason=self.bias_reason,
+                lost_kernels=self.lost_kernels,
                 layers={name: reason or 'integers'
                         for name, reason in self.biases}),
+            integer_kernels=self.kernels and self.kernels.as_dict(),
             warnings=self.warnings(),
             size=self.size,
             float_size=self.float_size,
@@ -193,6 +214,8 @@ class ExportReport:
             console.print(self.joints_line(), highlight=False)
         if self.biases:
             console.print(self.bias_line(), highlight=False)
+        if self.kernels is not None:
+            console.print(self.kernels.line(), highlight=False)
         for warning in self.warnings():
             console.print(f'warning: {warning}', highlight=False)
         return '\n'.join(line.rstrip()
@@ -206,8 +229,10 @@ class ExportReport:
             for how, seconds, ratio in (
                 ('', each.seconds, each.ratio()),
                 (', unpacked', each.unpacked_seconds, each.unpacked_ratio())):
-                rows.append((f'ms, batch {each.batch}{how}',
-                             f'{1000 * seconds:.2f}', full, f'{ratio:.2f}'))
+                if seconds is not None:
+                    rows.append((f'ms, batch {each.batch}{how}',
+                                 f'{1000 * seconds:.2f}', full,
+                                 f'{ratio:.2f}'))
         return rows
 
     def _parity(self) -> str:

@@ -1,7 +1,8 @@
 """A finished graph in its engine: held against the rules, run and timed.
 
 It is held against an engine's rules by the graph alone, without what built
-it: a mistake there shows here. onnxruntime runs and times it.
+it: a mistake there shows here. onnxruntime runs and times it, or OpenVINO if
+it is for that, and there.
 """
 
 from __future__ import annotations
@@ -9,19 +10,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.util import find_spec
 from statistics import median
 
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from ..targets import Target
+from ..targets import OPENVINO, Target
 from .lowering import array_of, is_constant
 from .tracing import INPUT
 
+Run = Callable[[Tensor], Tensor]
+"""From an input to a model's output."""
 
-def open_session(model: bytes,
-                 unpack: bool = False) -> Callable[[Tensor], Tensor]:
+
+def open_session(model: bytes, unpack: bool = False) -> Run:
     """Open a model in onnxruntime on the CPU, with torch's thread count.
 
     Args:
@@ -50,6 +54,47 @@ def open_session(model: bytes,
     return run
 
 
+def open_in_openvino(model: bytes) -> Run:
+    """Open a model in OpenVINO on the CPU, with torch's thread count.
+
+    Args:
+        model (bytes): The content of an ONNX file.
+
+    Returns:
+        Callable: From an input to the model's output.
+    """
+    import openvino
+
+    core = openvino.Core()
+    # Some processors would get what is not quantized in bfloat16.
+    compiled = core.compile_model(core.read_model(model), 'CPU', {
+        'INFERENCE_NUM_THREADS': torch.get_num_threads(),
+        'INFERENCE_PRECISION_HINT': 'f32'})
+    request = compiled.create_infer_request()
+
+    def run(x: Tensor) -> Tensor:
+        return torch.from_numpy(request.infer({0: x.numpy()})[0].copy())
+
+    return run
+
+
+def opener_of(target: Target) -> Callable[[bytes], Run] | None:
+    """What opens a file in the engine that it is for.
+
+    Args:
+        target (Target): The engine's rules.
+
+    Returns:
+        Callable | None: From a file's content to what runs it; None if the
+        engine is not here.
+    """
+    if target.measured:
+        return open_session
+    if target.name == OPENVINO.name and find_spec('openvino'):
+        return open_in_openvino
+    return None
+
+
 @lru_cache
 def saturates() -> bool:
     """Whether uint8 times int8 goes wrong in onnxruntime on this processor.
@@ -67,7 +112,7 @@ def saturates() -> bool:
         4 * 255 * 127)
 
 
-def latencies(runs: list[Callable[[Tensor], Tensor]], x: Tensor,
+def latencies(runs: list[Run], x: Tensor,
               repeats: int = 20) -> list[float]:
     """Median seconds of each on ``x``, taken in turn so that all are equal.
 

@@ -62,3 +62,33 @@ def assert_same(found, expected, atol=1e-5):
     """All but a value in a thousand, which a rounding edge may shift."""
     far = (found - expected).abs() > atol * (1 + expected.abs().max())
     assert far.double().mean() <= 1e-3
+
+
+class JointNet(nn.Module):
+    """A residual block for (N, 3, 8, 8) that can quantize its joints.
+
+    Quantizers of layers stand there, each on several places, and twice in a
+    row, as they do where one tensor has several readers.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.first, self.second = (
+            nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+        self.head = nn.Linear(8 * 16, 5)
+        self.wide = self.signed = nn.Identity()
+
+    def quantize_joints(self):
+        """From here on, after it has been calibrated."""
+        self.wide = self.first.input_quantizer
+        self.signed = self.second.input_quantizer
+        self.head.input_quantizer = self.wide
+
+    def forward(self, x):
+        x = self.wide(nn.functional.max_pool2d(
+            torch.relu(self.norm(self.stem(x))), 2))
+        y = self.signed(self.second(torch.relu(self.first(x))))
+        x = self.wide(self.wide(torch.relu(x + y)))
+        return self.head(self.wide(x.flatten(1)))

@@ -73,6 +73,8 @@ def test_biases_are_float_where_integers_cost_accuracy(tmp_path):
     assert report.parity.top1_exported > 99.7
     assert 'integer biases: 0 of 2 layers, because with more of them top-1 ' \
         'is 0.50 points lower' in str(report)
+    assert report.lost_kernels == 1
+    assert '; integer kernels that this costs: 1; float because' in str(report)
     assert dict(report.biases) == {
         '0': 'integers cost accuracy',
         '2': 'the output is not quantized again'}
@@ -100,3 +102,35 @@ def test_a_coarse_bias_before_a_pooling_is_added_in_float(tmp_path):
               first_last_bits=None)
     report = export_onnx(model, tmp_path / 'model.onnx', [(x, None)])
     assert report.parity.mean_difference < 1e-4 * report.parity.spread
+
+
+def test_biases_are_integers_at_any_bits_where_the_target_says_so(tmp_path):
+    torch.manual_seed(0)
+    x = torch.rand(200, 8, 6, 6)
+    model = nn.Sequential(
+        nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(64, 5))
+    quantized(model, x, weight=dict(bits=4), activation=dict(bits=4),
+              first_last_bits=None)
+    report = export_onnx(model, tmp_path / 'model.onnx', [(x, None)],
+                         target='onnxruntime')
+    # That of the last layer, too, whose output is float.
+    assert dict(report.biases) == {'0': '', '2': '', '5': ''}
+    assert report.kernels.on_integers() == 3
+    assert report.parity.mean_difference < 1e-2 * report.parity.spread
+    standard = export_onnx(model, tmp_path / 'model.onnx', [(x, None)])
+    assert all(reason for _, reason in standard.biases)
+
+
+def test_a_bias_that_fits_no_int32_is_float(tmp_path):
+    x = torch.rand(40, 3, 4, 4)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    quantized(model, x, weight=dict(bits=8, per_channel=True),
+              activation=dict(bits=8), first_last_bits=None)
+    with torch.no_grad():
+        model[0].weight_quantizer.log_scale[1] -= 25
+        model[0].bias[1] = 3
+    report = export_onnx(model, tmp_path / 'model.onnx', [(x, None)],
+                         target='onnxruntime')
+    assert dict(report.biases)['0'] == 'it does not fit in int32'
+    assert report.parity.mean_difference < 1e-3 * report.parity.spread

@@ -15,6 +15,7 @@ from fpq_plugin.export.integers import (
     narrowest_type,
     weight_integers,
 )
+from fpq_plugin.targets import ONNXRUNTIME
 
 
 def grid_of(low, high):
@@ -83,3 +84,28 @@ def test_features_are_not_stored():
     assert not grid.fills_type()
     assert integer_grid(model[0].input_quantizer,
                         stored=True).type.name == 'UINT4'
+
+
+@pytest.mark.parametrize(('low', 'high', 'zero', 'stored', 'expected'), [
+    (-8, 7, 0, False, ('UINT8', 0, 15, 8)),
+    (-128, 127, 0, False, ('UINT8', 0, 255, 128)),
+    (0, 255, 3, False, ('UINT8', 0, 255, 3)),
+    # 0 itself must have an integer.
+    (-8, 7, -9, False, ('UINT8', 1, 16, 0)),
+    (0, 15, 6, True, ('INT8', -6, 9, 0)),
+    # Too far from zero to be counted from there.
+    (0, 255, 100, True, ('INT8', -128, 127, -28)),
+])
+def test_integers_are_counted_from_where_they_fit(low, high, zero, stored,
+                                                  expected):
+    """The same values: steps away from the zero point are the same."""
+    quantizer = quantized(nn.Sequential(nn.Linear(6, 5)), torch.rand(9, 6),
+                          activation=dict(bits=8))[0].input_quantizer
+    grid = quantizer.grid()
+    quantizer.grid = lambda: type(grid)(
+        grid.step, torch.full_like(grid.zero_point, zero), low, high)
+    found = integer_grid(quantizer, stored, ONNXRUNTIME)
+    assert (found.type.name, found.low, found.high,
+            int(found.zero_point)) == expected
+    assert found.low - found.zero_point == low - zero
+    assert found.high - found.zero_point == high - zero

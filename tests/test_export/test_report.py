@@ -15,7 +15,7 @@ def report():
                     spread=2., answers=40, other_class=1, top1_trained=75.,
                     top1_exported=72.5)
     return ExportReport(
-        'model.onnx', 1500, 6000, 21, parity, (Latency(1, 2e-3, 3e-3, 4e-3),),
+        'model.onnx', 1500, 6000, 21, parity, (Latency(1, 2e-3, 4e-3, 3e-3),),
         (ExportedLayer('stem.conv', 8, 32, 216),))
 
 
@@ -48,9 +48,11 @@ def test_what_became_of_biases_is_told(report):
         'integer biases: 1 of 3 layers, because with more of them top-1 is '
         '0.40 points lower; float because too coarse (2)')
     assert told.bias_line() in str(told)
+    assert 'lower; integer kernels that this costs: 7; float' in replace(
+        told, lost_kernels=7).bias_line()
     figures = json.loads(json.dumps(told.as_dict()))
     assert figures['integer_biases'] == dict(
-        reason='top-1 is 0.40 points lower',
+        reason='top-1 is 0.40 points lower', lost_kernels=0,
         layers=dict(a='integers', b='too coarse', c='too coarse'))
     assert 'biases' not in str(report)
 
@@ -59,12 +61,15 @@ def test_what_is_worse_than_in_full_precision_is_a_warning(report):
     assert report.warnings() == []
     assert 'warning' not in str(report)
     slow = replace(report, latencies=(
-        Latency(1, 2e-3, 2e-3, 4e-3), Latency(32, 6e-3, 3e-3, 4e-3),
+        Latency(1, 2e-3, 4e-3, 2e-3), Latency(32, 6e-3, 4e-3, 3e-3),
         Latency(64, 4.1e-3, 4e-3, 4e-3)))
     (warning, ) = slow.warnings()
     assert warning.startswith('slower than in full precision: 1.50 times the '
                               'time with batches of 32 (0.75 unpacked')
     assert f'warning: {warning}' in str(slow)
+    (warning, ) = replace(report, latencies=(
+        Latency(32, 6e-3, 4e-3), )).warnings()
+    assert warning.endswith('1.50 times the time with batches of 32')
     other = replace(report, latencies=(), target='Mine', batch_size=8)
     assert other.warnings() == [
         'checked against the rules of Mine, and not run in it',

@@ -1,6 +1,7 @@
 """onnxruntime, with sums beyond 16 bits; a file held against its engine."""
 
 import time
+from importlib.util import find_spec
 
 import onnx
 import onnx_ir as ir
@@ -10,15 +11,17 @@ import torch
 from exported_models import net, quantized
 from torch import nn
 
-from fpq_plugin.export import export_onnx
+from fpq_plugin.export import export_onnx, runtime
 from fpq_plugin.export.build import build_onnx
 from fpq_plugin.export.runtime import (
     latencies,
+    open_in_openvino,
     open_session,
+    opener_of,
     refuse_unfit_for,
     saturates,
 )
-from fpq_plugin.targets import STANDARD, TENSORRT
+from fpq_plugin.targets import ONNXRUNTIME, OPENVINO, STANDARD, TENSORRT
 
 
 @pytest.fixture
@@ -101,3 +104,34 @@ def test_a_file_of_another_engine_is_told(weight, activation, fault):
     refuse_unfit_for(STANDARD, built)
     with pytest.raises(ValueError, match=f'TensorRT takes no {fault}'):
         refuse_unfit_for(TENSORRT, built)
+
+
+@pytest.mark.skipif(not find_spec('openvino'), reason='needs openvino')
+@pytest.mark.parametrize('bits', [4, 8])
+def test_a_file_for_openvino_is_run_in_it(bits, x, tmp_path):
+    layers = nn.Sequential(
+        nn.Conv2d(8, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU6(),
+        nn.Flatten(), nn.Linear(32 * 4, 7))
+    model = quantized(layers, x, weight=dict(bits=bits),
+                      activation=dict(bits=bits))
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(model, path, [(x, None)], target='openvino')
+    with torch.no_grad():
+        expected = model(x)
+    found = open_in_openvino(path.read_bytes())(x)
+    assert (found - expected).abs().mean() < 0.01 * expected.std()
+    assert [each.unpacked_seconds for each in report.latencies] == [None] * 2
+    text = str(report)
+    assert 'not run in it' not in text
+    assert 'ms, batch 1' in text
+    assert 'unpacked' not in text
+
+
+def test_without_its_engine_a_file_is_checked(x, monkeypatch, tmp_path):
+    monkeypatch.setattr(runtime, 'find_spec', lambda name: None)
+    assert opener_of(STANDARD) is opener_of(ONNXRUNTIME) is open_session
+    assert opener_of(TENSORRT) is opener_of(OPENVINO) is None
+    model = quantized(nn.Sequential(nn.Conv2d(8, 4, 3)), x)
+    report = export_onnx(model, tmp_path / 'model.onnx', [(x, None)],
+                         target='openvino')
+    assert 'the rules of OpenVINO, and not run in it' in str(report)

@@ -1,0 +1,116 @@
+"""Which layers onnxruntime computes on integers is read from its graph."""
+
+from collections import Counter
+
+import onnx
+import pytest
+import torch
+from exported_models import JointNet, net, quantized
+from torch import nn
+
+from fpq_plugin.export import export_onnx
+from fpq_plugin.export.kernels import (
+    INTEGER_LAYERS,
+    Kernels,
+    optimized_graph,
+)
+
+EIGHT = dict(weight=dict(bits=8), activation=dict(bits=8),
+             first_last_bits=None)
+
+
+@pytest.fixture
+def x():
+    return torch.randn(40, 3, 8, 8)
+
+
+def kernels_of(path):
+    found = Counter(node.op_type
+                    for node in optimized_graph(path.read_bytes()).node)
+    return sum(found[kind] for kind in INTEGER_LAYERS), found
+
+
+@pytest.mark.parametrize('bits', [2, 4, 8])
+@pytest.mark.parametrize('symmetric', [False, True])
+@pytest.mark.parametrize('target', [None, 'onnxruntime'])
+def test_as_many_layers_as_there_are_kernels(target, symmetric, bits, x,
+                                             tmp_path):
+    model = quantized(net(), x, weight=dict(bits=bits),
+                      activation=dict(bits=bits, symmetric=symmetric))
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(model, path, [(x, None)], target=target)
+    number, _ = kernels_of(path)
+    assert report.kernels.on_integers() == number
+    assert [name for name, _ in report.kernels.layers] == ['0', '3', '5', '7']
+    if target:
+        assert number == 4
+    assert report.kernels.line() in str(report)
+    assert report.as_dict()['integer_kernels'] == report.kernels.as_dict()
+
+
+@pytest.mark.parametrize('bits', [4, 8])
+def test_sums_have_kernels_of_their_own(bits, x, tmp_path):
+    model = JointNet()
+    quantized(model, x, weight=dict(bits=bits), activation=dict(bits=bits))
+    model.quantize_joints()
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(model, path, [(x, None)], target='onnxruntime')
+    number, found = kernels_of(path)
+    assert number == report.kernels.on_integers() == 4
+    assert report.kernels.others == (('QLinearAdd', 1), )
+    assert report.kernels.line() == (
+        'integer kernels: 4 of 4 layers, 1 QLinearAdd')
+    assert not found['Conv'] + found['FusedConv'] + found['Add']
+
+
+def test_reasons_are_those_of_the_file(x, tmp_path):
+    path = tmp_path / 'model.onnx'
+
+    def reasons(model, target='onnxruntime', **options):
+        quantized(model, x, **options or EIGHT)
+        report = export_onnx(model, path, [(x, None)], target=target)
+        return [reason for _, reason in report.kernels.layers]
+
+    def conv(kind=nn.Conv2d, **options):
+        return kind(3, 3, 3, padding=1, **options)
+
+    assert reasons(nn.Sequential(conv())) == ['the output is not quantized']
+    assert reasons(nn.Sequential(conv(nn.ConvTranspose2d))) == [
+        'there is no kernel for ConvTranspose']
+    assert reasons(nn.Sequential(conv()), weight=dict(bits=4),
+                   activation=None, first_last_bits=None) == [
+        'the input is not quantized']
+    assert reasons(net(), None)[-1] == 'the bias is float'
+    four = dict(weight=dict(bits=4), activation=dict(bits=8),
+                first_last_bits=None)
+    assert set(reasons(net(), None, **four)) == {'the weight is INT4'}
+
+    class Twice(nn.Module):
+        """Two layers that quantize one tensor in two ways."""
+
+        def __init__(self):
+            super().__init__()
+            self.stem, self.left, self.right = (conv() for _ in range(3))
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.left(x) + self.right(x)
+
+    assert reasons(Twice())[0] == (
+        'the output is not read by one quantizer alone')
+
+
+def test_the_line_shortens_names():
+    kernels = Kernels(tuple((str(n), 'because' if n else '')
+                            for n in range(7)), ())
+    assert kernels.line() == ('integer kernels: 1 of 7 layers; float because '
+                              'because (6: 1, 2, 3, 4, ...)')
+
+
+def test_no_target_that_is_not_run_has_kernels(x, tmp_path):
+    model = quantized(net(), x, activation=dict(bits=8, symmetric=True))
+    report = export_onnx(model, tmp_path / 'model.onnx', [(x, None)],
+                         target='tensorrt')
+    assert report.kernels is None
+    assert 'integer kernels' not in str(report)
+    onnx.checker.check_model(onnx.load(tmp_path / 'model.onnx'))
