@@ -76,6 +76,7 @@ class Parity:
             tolerance (float): Points of top-1 that may be lost, in %, if
                 there are labels; if not, ten times this share of the answers
                 may have another class. One image, or answer, may in any case.
+                More than 0.1 also allows outputs to differ by more.
         """
         return not self.faults(tolerance)
 
@@ -101,9 +102,10 @@ class Parity:
             found.append(
                 f'{self.other_class} of {self.answers} classes are other ones '
                 f'in the exported model, more than {share:g} %')
-        if self.mean_difference > MEAN_DIFFERENCE * self.spread:
-            found.append('outputs differ by more than '
-                         f'{MEAN_DIFFERENCE:.0%} of their spread')
+        allowed = MEAN_DIFFERENCE * max(1, tolerance / TOLERANCE)
+        if self.mean_difference > allowed * self.spread:
+            found.append(f'outputs differ by more than {allowed:.0%} of '
+                         'their spread')
         return found
 
     def refuse(self, tolerance: float) -> None:
