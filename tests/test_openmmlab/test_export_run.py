@@ -10,7 +10,7 @@ from runs import log_of, mim, train, write_config
 
 from fpq_plugin import FPQHook, load_model
 from fpq_plugin.cli import main
-from fpq_plugin.export import targets
+from fpq_plugin.export import formats
 from fpq_plugin.openmmlab.export_run import (
     export_checkpoint,
     image_batches,
@@ -108,7 +108,7 @@ def test_options_that_cannot_work_are_refused():
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setattr(targets, 'find_spec',
+    monkeypatch.setattr(formats, 'find_spec',
                         lambda name: None if name == 'onnx_ir' else 1)
     with pytest.raises(ImportError, match=r'fpq.export: ONNX needs onnx_ir: '
                        r"pip install 'fpq-openmmlab\[export\]'"):
