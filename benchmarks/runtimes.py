@@ -201,7 +201,11 @@ class OnnxRuntime(Engine):
 
         def make(path: Path) -> None:
             prepared = path.with_name(f'prepared_{path.name}')
-            quant_pre_process(subject.onnx(), prepared)
+            try:
+                quant_pre_process(subject.onnx(), prepared)
+            except Exception:  # Swin: "Incomplete symbolic shape inference"
+                quant_pre_process(subject.onnx(), prepared,
+                                  skip_symbolic_shape=True)
             quantize_static(
                 prepared, path, Images(), quant_format=QuantFormat.QDQ,
                 per_channel=True, weight_type=QuantType.QInt8,
