@@ -140,9 +140,7 @@ class _Places:
                     wanted.setdefault(root(value), []).append(op.kind)
             elif op.kind in self.target.ends_quantized and op.layer:
                 end = self._end_of(op)
-                if end is None or end.leaves or all(
-                        self._quantizes(reader) or reader in self.live
-                        for reader in _readers(end)):
+                if end is None or end.leaves or self._read_as_one(end):
                     continue
                 if self._place(end) is None:
                     self.bad[op] = 'its result is read inside a forward'
@@ -150,6 +148,14 @@ class _Places:
                     wanted.setdefault(end, []).append(f'end of {op.kind}')
         return {value: ', '.join(dict.fromkeys(kinds))
                 for value, kinds in wanted.items()}
+
+    def _read_as_one(self, value: Value) -> bool:
+        """Whether all that read a value read it by one quantizer."""
+        readers = list(_readers(value))
+        if any(op in self.live for op in readers):
+            return True  # it is wanted for them
+        return all(map(self._quantizes, readers)) and len(
+            self._groups(self._layers_reading(value))) < 2
 
     def _end_of(self, op: Op) -> Value | None:
         """The result of a layer and of what is absorbed in it."""
