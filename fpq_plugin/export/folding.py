@@ -136,8 +136,13 @@ def lower_biases(graph: ir.Graph,
         if not target.integer_biases:
             stored = f'{target.title} takes none'
         elif after or _may_end_in_float(node, target):
+            weight = weights.get(node.inputs[1])
+            if target.ends_quantized and weight is not None and (
+                    only_reader(node.inputs[1]) is node):
+                _make_room(bias, weight, integer_grid(
+                    quantizers[number_of(source)], target=target))
             stored = _bias_integers(
-                bias, weights.get(node.inputs[1]), target, *(
+                bias, weight, target, *(
                     integer_grid(quantizers[number_of(mark)], target=target)
                     for mark in (source, *after)))
         else:
@@ -167,6 +172,25 @@ def _may_end_in_float(node: ir.Node, target: Target) -> bool:
     """Whether integers in a layer do without a quantized output."""
     kind = 'linear' if node.op_type == 'Gemm' else 'conv'
     return bool(target.ends_quantized) and kind not in target.ends_quantized
+
+
+def _make_room(bias: np.ndarray, weight: IntegerGrid,
+               before: IntegerGrid) -> None:
+    """Let a channel's bias fit where its weights are next to nothing.
+
+    A batch norm that has all but shut a channel leaves it a bias and a tiny
+    step. The step grows by a power of two, and the weights, which the bias
+    outweighs by far, are rounded to it.
+    """
+    if weight.axis != 0:
+        return
+    integers = np.abs(bias.astype(np.float64) / (before.step * weight.step))
+    more = np.ceil(np.log2(np.maximum(integers / LARGEST_BIAS, 1)))
+    if more.any() and np.isfinite(more).all():
+        factor = np.exp2(more)
+        weight.weight = np.round(
+            weight.weight / weight.along_axis(factor)).astype(np.int64)
+        weight.step = (weight.step * factor).astype(np.float32)
 
 
 def _bias_integers(

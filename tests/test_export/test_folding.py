@@ -1,6 +1,7 @@
 """Batch norms and biases cost no accuracy."""
 
 import onnx
+import pytest
 import torch
 from exported_models import (
     ZERO_POINT,
@@ -125,12 +126,31 @@ def test_biases_are_integers_at_any_bits_where_the_target_says_so(tmp_path):
 def test_a_bias_that_fits_no_int32_is_float(tmp_path):
     x = torch.rand(40, 3, 4, 4)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
-    quantized(model, x, weight=dict(bits=8, per_channel=True),
+    quantized(model, x, weight=dict(bits=8, per_channel=False),
               activation=dict(bits=8), first_last_bits=None)
     with torch.no_grad():
-        model[0].weight_quantizer.log_scale[1] -= 25
+        model[0].weight_quantizer.log_scale -= 25
         model[0].bias[1] = 3
     report = export_onnx(model, tmp_path / 'model.onnx', [(x, None)],
                          target='onnxruntime')
     assert dict(report.biases)['0'] == 'it does not fit in int32'
     assert report.parity.mean_difference < 1e-3 * report.parity.spread
+
+
+@pytest.mark.parametrize('gain', [1e-9, 1e-6, 0.0])
+def test_a_channel_that_is_all_but_shut_keeps_the_kernel(tmp_path, gain):
+    """Its bias outweighs its weights by far; the others stay to the bit."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 3, 8, 8, generator=generator)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), batch_norm(6, generator), nn.ReLU(),
+        nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 3))
+    with torch.no_grad():
+        model[1].weight[2], model[1].bias[2] = gain, 0.7
+    quantized(model, x, first_last_bits=None)
+    report = export_onnx(model, tmp_path / 'model.onnx', [(x, None)],
+                         target='onnxruntime')
+    assert dict(report.biases)['0'] == ''
+    plain = export_onnx(model, tmp_path / 'plain.onnx', [(x, None)])
+    assert plain.parity.mean_difference < 1e-6
+    assert report.parity.mean_difference < 0.01 * report.parity.spread
