@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -200,12 +201,16 @@ class OnnxRuntime(Engine):
                 return None if image is None else {'input': image}
 
         def make(path: Path) -> None:
-            prepared = path.with_name(f'prepared_{path.name}')
+            prepared = path.with_name(f'prepared_{path.name}').resolve()
+            here, source = os.getcwd(), subject.onnx().resolve()
+            os.chdir(subject.folder)  # where it fails it leaves its files
             try:
-                quant_pre_process(subject.onnx(), prepared)
+                quant_pre_process(source, prepared)
             except Exception:  # Swin: "Incomplete symbolic shape inference"
-                quant_pre_process(subject.onnx(), prepared,
+                quant_pre_process(source, prepared,
                                   skip_symbolic_shape=True)
+            finally:
+                os.chdir(here)
             quantize_static(
                 prepared, path, Images(), quant_format=QuantFormat.QDQ,
                 per_channel=True, weight_type=QuantType.QInt8,
