@@ -85,7 +85,33 @@ TESTS: dict[str, tuple[list[str], list[str]]] = {
         ['test_export/test_folding.py'], ['test_export']),
 }
 # Why a survivor computes the same: by its module and its change.
-EQUIVALENT: dict[str, dict[str, str]] = {}
+EQUIVALENT: dict[str, dict[str, str]] = {
+    'quantizers/fake_quantize_function.py': {
+        '_memory_format: x.is_contiguous(memory_format=torch.channels_last)'
+        '  ->  x.is_contiguous()':
+        'the same values by the plain kernel, which is slower',
+        '_rows_to_sum: scale.numel() > 1 or not _has_many_processors(x)'
+        '  ->  scale.numel() > 1 and (not _has_many_processors(x))':
+        'the same sum in more rows, which is slower on a CPU',
+        '_has_many_processors: return x.is_cuda  ->  return None':
+        'both are false on a CPU; tests/test_cuda tells them apart',
+    },
+    'quantizers/base_fake_quantize.py': {
+        'BaseFakeQuantize._fix_channels: 1  ->  2':
+        'the tensors have one element, and [:2] of them is [:1]',
+    },
+    'distillation/csd_function.py': {
+        '_as_maps: maps.is_contiguous() or maps.mT.is_contiguous()  ->  '
+        'maps.is_contiguous() and maps.mT.is_contiguous()':
+        'a copy in another order of memory has the same values',
+        'joint_moments: mean_t - joint_t  ->  mean_t + joint_t':
+        'the difference is 2 joint_t sum w (mean_s - joint_s), which is 0',
+    },
+    'export/integers.py': {
+        'IntegerGrid.may_saturate: 2 ** 15 - 1  ->  2 ** 15 + 1':
+        '510 times an integer is never between the two',
+    },
+}
 
 
 # -- making mutants -------------------------------------------------------

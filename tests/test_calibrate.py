@@ -252,3 +252,48 @@ def test_a_second_calibration_is_told_that_it_does_nothing():
     assert told == []
     calibrate(model, [X], warn=told.append)
     assert 'had nothing to do' in told[0]
+
+
+def test_a_wrapped_model_is_refused():
+    model = net()
+    convert(model)
+    with pytest.raises(ValueError, match='calibrate: the model is wrapped by '
+                       'DataParallel'):
+        calibrate(nn.DataParallel(model), [torch.randn(2, 3, 8, 8)])
+
+
+def test_weights_are_no_inputs_that_no_batch_reached():
+    model, told = net(), []
+    convert(model)
+    calibrate(model, [torch.randn(2, 3, 8, 8)], warn=told.append)
+    assert told == []
+    assert not uninitialized(model)
+
+
+def test_an_input_of_zeros_is_told():
+    model, told = net(), []
+    convert(model)
+    calibrate(model, [torch.zeros(2, 3, 8, 8)], warn=told.append)
+    assert len(told) == 1
+    assert 'only zeros in the input of 0, which stays float' in told[0]
+
+
+class Counting(nn.Module):
+    """Counts its training forwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('calls', torch.zeros(()))
+
+    def forward(self, x):
+        if self.training:
+            self.calls += 1
+        return x
+
+
+def test_buffers_that_training_moves_are_put_back():
+    model = nn.Sequential(net(), Counting())
+    convert(model)
+    calibrate(model, [torch.randn(2, 3, 8, 8)], training=True)
+    assert model[1].calls == 0
+    assert not uninitialized(model)

@@ -17,6 +17,7 @@ from fpq_plugin import (
     calibrate,
     convert,
 )
+from fpq_plugin._compat.versions import HAS_CUSTOM_OPS
 from fpq_plugin.convert import noise_clock
 from fpq_plugin.perturbation import NoiseClock, in_backward, mix
 
@@ -365,3 +366,26 @@ def test_the_backward_is_known():
     (2 * x).backward()
     assert seen == [True]
     assert not in_backward()
+
+
+@pytest.mark.skipif(not HAS_CUSTOM_OPS, reason='an operator since torch 2.4')
+def test_the_operator_of_a_graph_draws_the_same_noise(monkeypatch):
+    perturbation, quantizer = make(p=1.0)
+    x = torch.rand(3, 5) * 3
+    plain = perturbation(x, quantizer)
+    monkeypatch.setattr(
+        'fpq_plugin.perturbation.is_compiling', lambda: True)
+    perturbation.clock.start_iteration(0)
+    assert torch.equal(perturbation(x, quantizer), plain)
+    assert not torch.equal(plain, quantizer(x))
+
+
+def test_noise_is_drawn_in_the_steps_type():
+    """A narrow tensor gets the noise of a wide one, rounded once."""
+    perturbation = StochasticFeaturePerturbation(p=1.0)
+    step, key = torch.tensor([0.3]), 7
+    wide = perturbation.perturb(torch.zeros(100), step, key)
+    narrow = perturbation.perturb(
+        torch.zeros(100, dtype=torch.bfloat16), step, key)
+    assert narrow.dtype is torch.bfloat16
+    assert torch.equal(narrow, wide.to(torch.bfloat16))

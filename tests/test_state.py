@@ -12,6 +12,7 @@ from fpq_plugin.quantizers import describe, differences
 from fpq_plugin.state import (
     bare_state,
     complete_state,
+    dropped_keys,
     refuse_other_quantization,
     stored_quantizers,
 )
@@ -189,3 +190,19 @@ def test_hooks_that_drop_or_rename_keys_are_made_up_for(hook):
     state = complete_state(model)
     assert whole.keys() <= state.keys()
     assert all(torch.equal(whole[key], state[key]) for key in whole)
+
+
+def test_a_tied_weight_has_each_of_its_names():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    state = model.state_dict()
+    del state['1.weight']
+    assert dropped_keys(model, state) == ['1.weight']
+    assert dropped_keys(model, model.state_dict()) == []
+
+
+def test_what_is_put_back_is_no_parameter():
+    model = converted()
+    model._register_state_dict_hook(drop)
+    assert not any(value.requires_grad
+                   for value in complete_state(model).values())

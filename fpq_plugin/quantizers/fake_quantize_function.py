@@ -180,13 +180,9 @@ class _FakeQuantizeBackward(Function):
             inside, step_slope = _slopes(
                 x, along_channels(scale, x, ch_axis),
                 along_channels(zero_point, x, ch_axis), quant_min, quant_max)
-        out: Any = 0
-        if grad_grad_x is not None:
-            out = grad_grad_x * inside
-        if grad_grad_scale is not None:
-            grad_grad_step = grad_grad_scale * _sign(scale) * grad_factor
-            out = out + along_channels(grad_grad_step, x,
-                                        ch_axis) * step_slope
+        grad_grad_step = grad_grad_scale * _sign(scale) * grad_factor
+        out = grad_grad_x * inside + along_channels(
+            grad_grad_step, x, ch_axis) * step_slope
         return (out.to(x.dtype), ) + (None, ) * 7
 
 

@@ -83,7 +83,7 @@ def test_fake_quantize(name, ch_axis, report, monkeypatch):
 
 @pytest.mark.parametrize(('shape', 'rows'), [
     ((4, 6, 33, 32), 256), ((3, 7, 33, 35), 1), ((8192, ), 1024),
-    ((512, ), 512)])
+    ((512, ), 512), ((2, 7, 33, 35), 2)])
 def test_a_sum_in_many_rows_is_the_sum(shape, rows, report, monkeypatch):
     monkeypatch.setattr(fake_quantize_function, '_has_many_processors',
                         lambda x: True)

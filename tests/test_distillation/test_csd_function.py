@@ -109,3 +109,25 @@ def test_loss_and_gradient_are_those_of_the_joint_batch(tmp_path):
     grad, = torch.autograd.grad(expected, student)
     torch.testing.assert_close(parts[0][0] + parts[1][0], expected.detach())
     torch.testing.assert_close(torch.cat([part[1] for part in parts]), grad)
+
+
+def test_an_empty_share_of_the_joint_batch_is_waited_for():
+    """A process without elements takes part in the collective."""
+    empty = torch.empty(0, 4, 3, requires_grad=True)
+    _, loss = csd(empty, torch.empty(0, 4, 3), (0, 2), 1e-5, joint=True)
+    assert loss.item() == 0
+    grad, = torch.autograd.grad(loss, empty)
+    assert grad.shape == empty.shape
+
+
+@pytest.mark.parametrize('dims', [(0, 2, 3), (2, 3)])
+def test_a_graph_computes_the_same(dims, monkeypatch):
+    student, teacher = torch.randn(2, 3, 4, 5, 5)
+    student.requires_grad_()
+    _, plain = csd(student, teacher, dims, 1e-5)
+    monkeypatch.setattr(
+        'fpq_plugin.distillation.csd_function.is_compiling', lambda: True)
+    _, traced = csd(student, teacher, dims, 1e-5)
+    torch.testing.assert_close(traced, plain)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(loss, student)[0] for loss in (traced, plain)))

@@ -299,3 +299,12 @@ def test_beside_csd_each_is_known_by_its_name():
     torch.testing.assert_close(
         sum(distiller.layer_losses().values()), distiller.loss().detach())
     assert out.requires_grad
+
+
+def test_logits_of_no_images_have_a_loss():
+    """It is 0, and its gradient arrives, as other processes ask."""
+    assert LogitKD.takes_empty
+    logits = torch.empty(0, 10, requires_grad=True)
+    loss = LogitKD()(logits, torch.empty(0, 10))
+    assert loss.item() == 0
+    assert torch.autograd.grad(loss, logits)[0].shape == logits.shape

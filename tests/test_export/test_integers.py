@@ -1,6 +1,9 @@
 """Types and integers of a quantizer, before there is a file."""
 
+import ml_dtypes
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from exported_models import quantized
@@ -109,3 +112,19 @@ def test_integers_are_counted_from_where_they_fit(low, high, zero, stored,
             int(found.zero_point)) == expected
     assert found.low - found.zero_point == low - zero
     assert found.high - found.zero_point == high - zero
+
+
+def test_the_types_are_the_standards():
+    """Of numpy and ml_dtypes; QuantizeLinear has 4 bits since opset 21."""
+    assert [kind.name for kind in INTEGER_TYPES] == [
+        'UINT4', 'INT4', 'UINT8', 'INT8']
+    for kind in INTEGER_TYPES:
+        known = ml_dtypes.iinfo(ir.DataType[kind.name].numpy())
+        assert (kind.low, kind.high) == (known.min, known.max)
+        wanted = f'tensor({kind.name.lower()})'
+        first = next(
+            number for number in range(10, 22)
+            if any(wanted in allowed.allowed_type_strs
+                   for allowed in onnx.defs.get_schema(
+                       'QuantizeLinear', number).type_constraints))
+        assert kind.opset == first

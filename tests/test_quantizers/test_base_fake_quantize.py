@@ -1,4 +1,4 @@
-"""The mse observer against a brute-force search in float64."""
+"""The mse observer against a brute-force search; shapes, switches, state."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fpq_plugin import calibrate, convert
-from fpq_plugin.quantizers import LSQFakeQuantize, PACTFakeQuantize
+from fpq_plugin.quantizers import (
+    LogLSQFakeQuantize,
+    LSQFakeQuantize,
+    PACTFakeQuantize,
+    Stage,
+)
+from fpq_plugin.quantizers.grid import mse_range, weight_to_come
 
 
 def error_64(x, bits, low, high, symmetric):
@@ -109,3 +115,83 @@ def test_through_convert_and_in_pact(backend):
 def test_another_observer_is_refused():
     with pytest.raises(ValueError, match="observer must be one of .*'mae'"):
         LSQFakeQuantize(4, observer='mae')
+
+
+def test_a_share_of_one_64th_is_tried():
+    """Here the smallest range has the smallest error."""
+    low, high = mse_range(
+        -torch.ones(2), torch.ones(2), torch.zeros(2, 5),
+        lambda rows, low, high: rows + high[:, None])
+    assert low.tolist() == [-1 / 64] * 2
+    assert high.tolist() == [1 / 64] * 2
+
+
+def test_defaults_before_the_first_tensor():
+    assert LSQFakeQuantize(ch_axis=3).ch_axis == -1
+    lazy = LSQFakeQuantize(per_channel=True)
+    assert lazy.ch_axis == 0
+    assert lazy.scale.shape == lazy.zero_point.shape == (1, )
+
+
+@pytest.mark.parametrize('cls', [LSQFakeQuantize, LogLSQFakeQuantize])
+def test_all_of_its_state_is_made_on_the_device(cls):
+    quantizer = cls(factory_kwargs=dict(device='meta'))
+    assert all(value.is_meta for value in quantizer.state_dict().values())
+
+
+def test_the_switches_of_torch_ao():
+    """Observed alone; observed no more; quantized."""
+    x = torch.linspace(-1, 2, 16)
+    quantizer = LSQFakeQuantize(bits=4)
+    quantizer.disable_fake_quant()
+    quantizer.enable_observer()
+    assert quantizer(x) is x
+    assert quantizer.stage is Stage.OBSERVING
+    quantizer.disable_observer()
+    assert quantizer.stage is Stage.READY
+    quantizer.enable_fake_quant()
+    quantizer(10 * x)
+    assert quantizer.step().item() == pytest.approx(3 / 15)
+    assert torch.equal(quantizer(quantizer(x)), quantizer(x))
+    assert not torch.equal(quantizer(x), x)
+
+
+def test_an_observer_that_saw_nothing_leaves_no_step():
+    quantizer = LSQFakeQuantize(bits=4)
+    quantizer.enable_observer()
+    quantizer.disable_observer()
+    assert quantizer.stage is Stage.NEW
+
+
+@pytest.mark.parametrize('cls', [LSQFakeQuantize, LogLSQFakeQuantize])
+def test_channels_that_the_first_tensor_tells_are_kept(cls):
+    """The second tensor adds to the ranges, and makes none anew."""
+    batches = torch.randn(2, 5, 7) * torch.arange(1, 6)[:, None]
+    steps = []
+    for channels in (None, 5):
+        quantizer = cls(bits=8, per_channel=True, symmetric=True,
+                        num_channels=channels)
+        for x in batches:
+            quantizer.observe(x)
+        quantizer.initialize()
+        steps.append(quantizer.step())
+    assert torch.equal(*steps)
+    assert steps[0].unique().numel() == 5
+
+
+def test_a_part_of_a_state_is_loaded():
+    quantizer = LSQFakeQuantize(bits=4, per_channel=True, num_channels=3)
+    state = quantizer.state_dict()
+    del state['zero_point']
+    state['scale'] = torch.tensor([1.0, 2.0, 3.0])
+    found = quantizer.load_state_dict(state, strict=False)
+    assert found.missing_keys == ['zero_point']
+    assert quantizer.scale.tolist() == [1, 2, 3]
+
+
+def test_a_weight_to_come_is_spread_evenly():
+    """Over +-1 / sqrt(n), as torch draws weights; a single one is 1."""
+    found = weight_to_come(torch.zeros(2, 9))
+    row = torch.tensor([-4, -3, -2, -1, 0, 1, 2, 3, 4]) / 12
+    torch.testing.assert_close(found, row.expand(2, 9))
+    assert weight_to_come(torch.zeros(3, 1)).tolist() == [[1]] * 3

@@ -401,3 +401,35 @@ def test_any_update_leaves_it_positive():
             quantizer.log_scale.fill_(value)
         assert (quantizer.step() > 0).all()
         assert quantizer(x).isfinite().all()
+
+
+@pytest.mark.parametrize('part', ['x', 'scale'])
+def test_each_second_derivative_alone_is_the_surrogates(part):
+    """Of one of the two gradients; the other takes no part."""
+    x = torch.linspace(-2, 2, 9).double().requires_grad_()
+    scale = torch.tensor([0.5]).double().requires_grad_()
+    upstream = torch.linspace(1, 2, 9).double().requires_grad_()
+    zero = torch.zeros(1, dtype=torch.int32)
+    out = fake_quantize(x, scale, zero, -2, 1, grad_factor=0.3)
+    wanted = x if part == 'x' else scale
+    first, = torch.autograd.grad(out, wanted, upstream, create_graph=True)
+    second, = torch.autograd.grad(first.sum(), upstream)
+    ratio = (x / scale).detach()
+    inside = (ratio.round() >= -2) & (ratio.round() <= 1)
+    slope = torch.where(inside, ratio.round() - ratio,
+                        ratio.clamp(-2, 1)) * 0.3
+    torch.testing.assert_close(
+        second, inside.double() if part == 'x' else slope)
+
+
+@pytest.mark.parametrize('lazy', [False, True])
+def test_a_state_of_logarithms_is_loaded(lazy):
+    x = torch.randn(4, 6)
+    options = dict(bits=4, symmetric=True, per_channel=True)
+    quantizer = LogLSQFakeQuantize(num_channels=4, **options)
+    quantizer(x)
+    other = LogLSQFakeQuantize(**options, **(
+        {} if lazy else dict(num_channels=4)))
+    other.load_state_dict(quantizer.state_dict())
+    assert torch.equal(other.eval()(x), quantizer.eval()(x))
+    assert torch.equal(other.log_scale, quantizer.log_scale)
