@@ -107,6 +107,9 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         'joint_moments: mean_t - joint_t  ->  mean_t + joint_t':
         'the difference is 2 joint_t sum w (mean_s - joint_s), which is 0',
     },
+    'export/lowering.py': {
+        'lower_features: 0  ->  -1': 'the node has one output',
+    },
     'export/integers.py': {
         'IntegerGrid.may_saturate: 2 ** 15 - 1  ->  2 ** 15 + 1':
         '510 times an integer is never between the two',

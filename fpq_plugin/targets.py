@@ -117,7 +117,7 @@ def target_of(name: str | None) -> Target:
 # a Clip, as ReLU6 is one, in front of a QuantizeLinear to four bits; and it
 # rounds a float bias that is left inside a layer.
 STANDARD = Target(
-    name='standard', title='onnxruntime', features=('UINT8', 'INT8'),
+    name='standard', title='any ONNX runtime', features=('UINT8', 'INT8'),
     weights=('UINT4', 'INT4', 'UINT8', 'INT8'), zero_points=True,
     integer_biases=True, biases_inside=False, measured=True)
 

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from ..targets import STANDARD
 from .parity import Parity
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class ExportReport:
             Defaults to none.
         bias_reason (str): Why integer biases were given up, where they could
             have been. Defaults to ''.
-        target (str): The engine that is to take it. Defaults to 'onnxruntime'.
+        target (str): What is to take it, for messages.
         batch_size (int, optional): The only batch size that it takes.
             Defaults to None, any.
         late_joints (int): Tensors beside the layers that were quantized for
@@ -112,7 +113,7 @@ class ExportReport:
     layers: tuple[ExportedLayer, ...]
     biases: tuple[tuple[str, str], ...] = ()
     bias_reason: str = ''
-    target: str = 'onnxruntime'
+    target: str = STANDARD.title
     batch_size: int | None = None
     late_joints: int = 0
     joined: Parity | None = None
@@ -153,6 +154,11 @@ class ExportReport:
     def warnings(self) -> list[str]:
         """What is worse than in full precision, or cannot be known."""
         found = [each.warning() for each in self.latencies if each.warning()]
+        if found and self.target == STANDARD.title:
+            found.append(
+                'this file is for any runtime; --target onnxruntime (target= '
+                'in Python and in the hook) makes one that onnxruntime '
+                'computes on integers throughout')
         if not self.latencies:
             found.append(f'checked against the rules of {self.target}, and '
                          'not run in it')
