@@ -57,12 +57,14 @@ def floor(model: nn.Module, x: Tensor, y: Tensor) -> TrainStep:
 
 
 def fpq(perturbation: dict | None, criterion: nn.Module | None,
-        **options):
+        target: str | None = None, **options):
     """LSQ with or without SFP and CSD; ``options`` are convert's."""
 
     def build(model: nn.Module, x: Tensor, y: Tensor) -> TrainStep:
         student = copy.deepcopy(model)
         fpq_plugin.convert(student, perturbation=perturbation, **options)
+        if target is not None:
+            fpq_plugin.add_joints(student, x, target)
         fpq_plugin.calibrate(student, [x])
         distiller = None
         if criterion is not None:
@@ -154,6 +156,11 @@ VARIANTS: dict[str, Builder] = {
     'LSQ + SFP': fpq(SFP, None),
     'LSQ + CSD': fpq(None, fpq_plugin.CSDLoss()),
     'FPQ': fpq(SFP, fpq_plugin.CSDLoss()),
+    'FPQ, joints': fpq(SFP, fpq_plugin.CSDLoss(), 'onnxruntime'),
+    'FPQ W8A8': fpq(SFP, fpq_plugin.CSDLoss(), weight=dict(bits=8),
+                    activation=dict(bits=8)),
+    'FPQ W8A8, joints': fpq(SFP, fpq_plugin.CSDLoss(), 'onnxruntime',
+                            weight=dict(bits=8), activation=dict(bits=8)),
     'FPQ, naive CSD': fpq(SFP, NaiveCSD()),
     'LSQ, float weights': fpq(None, None, weight=None),
     'LSQ, Brevitas backend': fpq(None, None, backend='brevitas'),
