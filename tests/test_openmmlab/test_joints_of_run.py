@@ -70,6 +70,25 @@ def test_trained_resumed_tested_loaded(options, tmp_path):
         assert torch.equal(loaded(x), model(x))
 
 
+def test_averaged_and_accumulated(options, tmp_path):
+    """EMAHook copies the joints, and its average is what is tested."""
+    cfg = options('run', **{'optim_wrapper.accumulative_counts': 2})
+    cfg.custom_hooks = [dict(type='EMAHook', momentum=0.1)]
+    train(cfg)
+    path = str(tmp_path / 'run/epoch_1.pth')
+    other = options('test', load_from=path)
+    tested = Runner.from_cfg(other).test()
+    assert tested['accuracy/top1'] == scalars_of(
+        tmp_path / 'run', 'accuracy/top1')[-1]
+    saved = load_file(path)
+    steps = [name for name in saved['state_dict']
+             if name.endswith('output_quantizer.log_scale')]
+    assert steps
+    assert all(not torch.equal(saved['state_dict'][name],
+                               saved['ema_state_dict'][f'module.{name}'])
+               for name in steps)
+
+
 def test_with_and_without_a_target_do_not_mix(options, tmp_path):
     train(options('with'))
     train(options('without', fpq__target=None))
