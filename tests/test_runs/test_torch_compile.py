@@ -16,9 +16,12 @@ pytestmark = pytest.mark.skipif(
     not HAS_CUSTOM_OPS, reason='needs torch.library.custom_op (2.4)')
 
 
-def student_of(model, x, where='after'):
+def student_of(model, x, where='after', target=None):
     student = copy.deepcopy(model)
     fpq_plugin.convert(student, perturbation=dict(p=0.5, where=where))
+    if target is not None:
+        table = fpq_plugin.add_joints(student, x, target)
+        assert len(table) == 2
     fpq_plugin.calibrate(student, [x])
     distiller = fpq_plugin.Distiller(student, copy.deepcopy(model),
                                      fpq_plugin.CSDLoss())
@@ -30,8 +33,8 @@ def model():
     torch.manual_seed(1)
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8),
-        nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3), nn.ReLU(inplace=True),
-        nn.Flatten(), nn.Linear(8 * 36, 10))
+        nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3), nn.Hardswish(),
+        nn.AvgPool2d(1), nn.Flatten(), nn.Linear(8 * 36, 10))
 
 
 @pytest.fixture(autouse=True)
@@ -39,20 +42,22 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
-def test_the_graph_has_no_break(model):
+@pytest.mark.parametrize('target', [None, 'onnxruntime'])
+def test_the_graph_has_no_break(model, target):
     x = torch.randn(4, 3, 8, 8)
-    student, _ = student_of(model, x)
+    student, _ = student_of(model, x, target=target)
     report = torch._dynamo.explain(student)(x)
     assert report.graph_break_count == 0, report.break_reasons
     assert report.graph_count == 1
 
 
-@pytest.mark.parametrize('where', ['after', 'before'])
-def test_compiled_steps_equal_eager_ones(model, where):
+@pytest.mark.parametrize(('where', 'target'), [
+    ('after', None), ('before', None), ('after', 'onnxruntime')])
+def test_compiled_steps_equal_eager_ones(model, where, target):
     batches = torch.randn(4, 4, 3, 8, 8)
 
     def run(wrap):
-        student, distiller = student_of(model, batches[0], where)
+        student, distiller = student_of(model, batches[0], where, target)
         call, found = wrap(student), []
         for i, x in enumerate(batches):
             noise_clock(student).start_iteration(i)
