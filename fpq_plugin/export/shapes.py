@@ -2,9 +2,10 @@
 
 Only the batch size is free, so nearly all that a graph computes from the
 shapes of its tensors is the same for every batch: the channels that a Slice
-takes, the height and width that a Reshape makes. :func:`fix_shapes` runs the
-graph on batches of two sizes, stores what is the same in both, and lets each
-Reshape whose result differs in one axis find that axis by itself.
+takes, the height and width that a Reshape makes, and what a Pad adds, which
+torch computes of constants. :func:`fix_shapes` runs the graph on batches of
+two sizes, stores what is the same in both, and lets each Reshape whose result
+differs in one axis find that axis by itself.
 """
 
 from __future__ import annotations
@@ -57,16 +58,25 @@ def fix_shapes(model: ir.Model, example: Tensor,
 
 def _computed_from_shapes(graph: ir.Graph) -> list[ir.Value]:
     """All that depends on the shapes of tensors and on nothing in them."""
-    found: dict[ir.Value | None, ir.Node] = {}
+    found: dict[ir.Value, ir.Node] = {}
     for node in graph:
         inputs = [value for value in node.inputs if value is not None]
         if node.op_type in ('Shape', 'Size') or (
-                any(value in found for value in inputs)
-                and all(value in found or is_constant(value)
-                        for value in inputs)
-                and not _has_branches(node)):
-            found.update((value, node) for value in node.outputs)
-    return [value for value in found if value is not None and value.name]
+                node.op_type != MARK and not _has_branches(node)
+                and _are_of_shapes(inputs, found)):
+            found.update((value, node) for value in node.outputs
+                         if value.name)
+    return list(found)
+
+
+def _are_of_shapes(values: list[ir.Value],
+                   found: dict[ir.Value, ir.Node]) -> bool:
+    """Whether values are shapes and constants, or whole numbers alone."""
+    if any(value in found for value in values):
+        return all(value in found or is_constant(value) for value in values)
+    return bool(values) and all(
+        is_constant(value) and value.dtype == ir.DataType.INT64
+        for value in values)
 
 
 def _has_branches(node: ir.Node) -> bool:
@@ -93,13 +103,15 @@ def _run(model: ir.Model, values: list[ir.Value], reshapes: list[ir.Node],
             'Shape', [str(reshape.outputs[0].name)], names[-1:]))
     del outputs[:]
     outputs.extend(onnx.ValueInfoProto(name=name) for name in names)
+    needed = ir.from_proto(proto)
+    RemoveUnusedNodesPass()(needed)
     options = onnxruntime.SessionOptions()
     # It runs twice: to make it faster takes longer.
     options.graph_optimization_level = (
         onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
-        proto.SerializeToString(), options,
+        ir.to_proto(needed).SerializeToString(), options,
         providers=['CPUExecutionProvider'])
     return [session.run(names, {INPUT: x.numpy()}) for x in batches]
 
