@@ -54,7 +54,7 @@ class Crop(nn.Module):
 @pytest.mark.parametrize('target', [None, 'onnxruntime', 'openvino'])
 @pytest.mark.parametrize('layer', [Shuffle, Chunks, Heads, Crop])
 def test_nothing_is_computed_of_shapes(layer, target, tmp_path):
-    torch.manual_seed(0)
+    torch.manual_seed(2)
     x = torch.randn(5, 3, 8, 8)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), layer(),
@@ -130,7 +130,8 @@ def test_what_depends_on_the_batch_stays_computed():
         again = Reshape(square, sizes)
         output = Slice(again, first, half, one)""")
     kinds, found = kinds_and_answers(proto, 2, 7)
-    assert kinds.count('Shape') == 1 and 'Reshape' in kinds
+    assert kinds.count('Shape') == 1
+    assert 'Reshape' in kinds
     for each, size in zip(found, (2, 7)):
         square = images(size) @ images(size).T
         assert torch.equal(each, square[:, :size // 2])
