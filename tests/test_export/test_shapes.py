@@ -143,7 +143,8 @@ def test_numbers_in_the_tensors_are_none_of_shapes():
         zeros = Mul(input, input)
         none = CastLike(zeros, first)
         least = ReduceMin<keepdims = 0>(none)
-        start = Unsqueeze(least, first)
+        only = Unsqueeze(least, first)
+        start = Mul(only, width)
         output = Slice(input, start, last, one)""")
     kinds, (found, ) = kinds_and_answers(proto, 3)
     assert 'ReduceMin' in kinds
