@@ -58,19 +58,19 @@ def fix_shapes(model: ir.Model, example: Tensor,
 
 def _computed_from_shapes(graph: ir.Graph) -> list[ir.Value]:
     """All that depends on the shapes of tensors and on nothing in them."""
-    found: dict[ir.Value, ir.Node] = {}
+    found: dict[ir.Value, None] = {}
     for node in graph:
         inputs = [value for value in node.inputs if value is not None]
         if node.op_type in ('Shape', 'Size') or (
                 node.op_type != MARK and not _has_branches(node)
                 and _are_of_shapes(inputs, found)):
-            found.update((value, node) for value in node.outputs
+            found.update((value, None) for value in node.outputs
                          if value.name)
     return list(found)
 
 
 def _are_of_shapes(values: list[ir.Value],
-                   found: dict[ir.Value, ir.Node]) -> bool:
+                   found: dict[ir.Value, None]) -> bool:
     """Whether values are shapes and constants, or whole numbers alone."""
     if any(value in found for value in values):
         return all(value in found or is_constant(value) for value in values)
