@@ -1,8 +1,9 @@
 """From a trained model to an ONNX model, in memory.
 
 :mod:`.tracing` traces the model with a mark in the place of each fake
-quantizer, and sees to it that the batch size is free. The marks then become
-nodes of the standard, in this order:
+quantizer, and sees to it that the batch size is free. :mod:`.shapes` and
+:mod:`.padding` take away what the file would otherwise compute at each call.
+The marks then become nodes of the standard, in this order:
 
 1. :func:`.features.place_marks` leaves one on each tensor, and
    :func:`.lowering.find_weights` computes the integers of the weights.
@@ -37,8 +38,10 @@ from .lowering import (
     number_of,
     store_weights,
 )
+from .padding import fold_padding
 from .parity import some_images
 from .rewriting import finish_graph, read_graph
+from .shapes import fix_shapes
 from .tracing import TRACED_OPSET, TRACED_SIZES, trace_any_batch
 
 # Enough for traces of 2, 3 and 5 images, none of which is seen twice.
@@ -54,7 +57,7 @@ class TracedModel:
         example (Tensor): The images it was traced with, (N, ...).
         quantizers (dict[str, Quantizer]): Its fake quantizers by name; the
             marks have their numbers.
-        graph (onnx.ModelProto): The trace.
+        graph (onnx.ModelProto): The trace, its shapes and padding folded.
         plain (bool): Whether it is as torch traced it.
         target (Target): What is to take the files.
         batch_size (int, optional): The files' batch size, None if free.
@@ -133,7 +136,18 @@ def trace_model(model: nn.Module,
     graph, plain = trace_any_batch(model, list(found.values()), example,
                                    batch_size=batch_size)
     images = some_images(example, batch_size or MOST_TRACED)
-    return TracedModel(model, images, found, graph, plain, target, batch_size)
+    built = _folded(graph, images, batch_size)
+    return TracedModel(model, images, found, ir.to_proto(built), plain,
+                       target, batch_size)
+
+
+def _folded(graph: onnx.ModelProto, images: Tensor,
+            batch_size: int | None) -> ir.Model:
+    """A trace without what need not be computed."""
+    built = read_graph(graph)
+    fix_shapes(built, images, batch_size)
+    fold_padding(built.graph)
+    return built
 
 
 def build_onnx(model: nn.Module,
@@ -180,8 +194,9 @@ def build_float_onnx(traced: TracedModel) -> ir.Model:
     Returns:
         ir.Model: The checked model, in float32.
     """
-    built = read_graph(trace_any_batch(
+    graph, _ = trace_any_batch(
         traced.model, list(traced.quantizers.values()), traced.example, False,
-        traced.batch_size, traced.plain)[0])
+        traced.batch_size, traced.plain)
+    built = _folded(graph, traced.example, traced.batch_size)
     finish_graph(built)
     return built
