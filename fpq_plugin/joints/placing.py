@@ -110,14 +110,13 @@ class _Places:
         """Leave out joints whose operands or results stay float."""
         while True:
             dying = {}
+            dead = {op.gated for op in self.joints if op not in self.live}
             for op in self.live:
                 if not all(self._place(root(v)) for v in op.inputs):
                     dying[op] = 'an operand is made and read inside a forward'
                 elif not all(self._ends_quantized(v) for v in op.outputs):
                     dying[op] = ''
-                elif op.gated and any(
-                        other.gated == op.gated and other not in self.live
-                        for other in self.joints):
+                elif op.gated and op.gated in dead:
                     dying[op] = 'another call of it stays float'
             if not dying:
                 return
