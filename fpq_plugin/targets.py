@@ -47,7 +47,8 @@ class Target:
             as well. Defaults to False.
         joints (frozenset[str]): Operations that it runs on integers if their
             operands and results are quantized, by the names of
-            :mod:`fpq_plugin.joints`. Defaults to none.
+            :mod:`fpq_plugin.joints`. Of 'swish' and 'hard_swish' the gate is
+            quantized as well. Defaults to none.
         ends_quantized (frozenset[str]): Layers that it runs on integers only
             if their results are quantized as well, of 'conv' and 'linear'.
             Defaults to none.
@@ -130,7 +131,7 @@ ONNXRUNTIME = register_target(Target(
     biases_inside=False, measured=True, narrow='integer', fills_weights=True,
     narrow_biases=True,
     joints=frozenset({'add', 'mul', 'cat', 'mean', 'avg_pool', 'sigmoid',
-                      'leaky_relu', 'upsample'}),
+                      'leaky_relu', 'upsample', 'swish', 'hard_swish'}),
     ends_quantized=frozenset({'conv'})))
 
 TENSORRT = register_target(Target(

@@ -12,6 +12,7 @@ The marks then become nodes of the standard, in this order:
    it, and :func:`.folding.lower_biases` makes biases integers.
 3. :func:`.lowering.store_weights` and :func:`.features.lower_features` write
    the integers, and QuantizeLinear and DequantizeLinear.
+   :func:`.gates.lower_gates` makes sums of hard sigmoids.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from .exportable import quantizers_of, refuse_unexportable, refuse_unfit
 from .features import lower_features, place_marks
 from .filling import fill_weights
 from .folding import Bias, fold_batch_norm, lower_biases
+from .gates import lower_gates
 from .integers import integer_grid
 from .lowering import (
     find_weights,
@@ -103,6 +105,8 @@ class TracedModel:
                               integer_biases, self.target)
         store_weights(graph, weights, names, unsigned_weights)
         lower_features(graph, quantizers, self.target)
+        if 'hard_swish' in self.target.joints:
+            lower_gates(graph)
         finish_graph(built)
         return built, biases
 

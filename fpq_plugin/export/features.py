@@ -27,10 +27,19 @@ MOVES = ('Reshape', 'Flatten', 'Transpose', 'Squeeze', 'Unsqueeze', 'Slice',
          'MaxPool')
 
 
+def _moves(node: ir.Node) -> bool:
+    """Whether a node moves values, and at most adds zeros, of any grid."""
+    if node.op_type != 'Pad':
+        return node.op_type in MOVES
+    mode, value = node.attributes.get('mode'), [*node.inputs, None, None][2]
+    return (mode is None or mode.as_string() == 'constant') and (
+        value is None or array_of(value) == 0)
+
+
 def mark_before(value: ir.Value | None) -> ir.Node | None:
     """The mark whose values a value holds, moved or not; None without."""
     node = value.producer() if value is not None else None
-    while node is not None and node.op_type in MOVES:
+    while node is not None and _moves(node):
         moved = node.inputs[0]
         node = moved.producer() if moved is not None else None
     return node if node is not None and node.op_type == MARK else None
@@ -70,21 +79,30 @@ def place_marks(graph: ir.Graph, quantizers: Sequence[Quantizer],
 
 
 def _put_first(graph: ir.Graph, mark: ir.Node) -> None:
-    """Put a mark in front of the moves that it alone reads."""
+    """Put a mark in front of the moves that it alone reads.
+
+    What asks for a tensor's shape alone is no reader.
+    """
     while True:
         (moved, ), (out, ) = mark.inputs, mark.outputs
         move = moved.producer() if moved is not None else None
         before = move.inputs[0] if move is not None else None
         if moved is None or move is None or before is None or (
-                move.op_type not in MOVES or only_reader(moved) is not mark
-                or only_reader(before) is not move or out.is_graph_output()):
+                not _moves(move) or only_reader(moved) is not mark
+                or before.is_graph_output() or out.is_graph_output()):
+            return
+        readers = before.consumers()
+        if any(node is not move and node.op_type != 'Shape'
+               for node in readers):
             return
         out.replace_all_uses_with(moved)
         out.shape = before.shape
         mark.replace_input_with(0, before)
-        move.replace_input_with(0, out)
         graph.remove(mark)
-        graph.insert_before(move, mark)
+        graph.insert_before(
+            next(node for node in graph if node in readers), mark)
+        for node in readers:
+            node.replace_input_with(0, out)
 
 
 def lower_features(graph: ir.Graph,
@@ -202,9 +220,14 @@ def _move_integers(graph: ir.Graph, dequantize: ir.Node) -> None:
     value = dequantize.outputs[0]
     for move in value.consumers():
         moved = move.outputs[0]
-        if move.op_type not in MOVES or moved.is_graph_output():
+        if move.op_type == 'Shape':
+            move.replace_input_with(0, dequantize.inputs[0])
+        if not _moves(move) or moved.is_graph_output():
             continue
         move.replace_input_with(0, dequantize.inputs[0])
+        if move.op_type == 'Pad':
+            move.resize_inputs(3)
+            move.replace_input_with(2, dequantize.inputs[2])
         moved.type = moved.shape = None  # those of the float tensor
         uses = moved.uses()
         behind = ir.node('DequantizeLinear', [

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..targets import OPENVINO, Target
-from .lowering import array_of, is_constant
+from .lowering import LAYER, array_of
 from .tracing import INPUT
 
 Run = Callable[[Tensor], Tensor]
@@ -163,6 +163,7 @@ def _fault(target: Target, node: ir.Node) -> str:
         return 'a zero point other than 0'
     known = zero_point.const_value
     name = '' if known is None else known.dtype.name
-    types = (target.weights if is_constant(node.inputs[0])
-             else target.features)
+    read = node.inputs[0]
+    is_weight = read is not None and LAYER in read.meta
+    types = target.weights if is_weight else target.features
     return '' if name in types else f'integers of {name}'

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from ..layer_table import LayerRow
 from ..layers import quantized_layers
 from ..options import FLOAT_BITS
-from ..quantizers import Quantizer
+from ..quantizers import FixedFakeQuantize, Quantizer
+from .gates import GATE, GatedModule, gated_type
 from .placing import Joint
 
-SIDES = dict(output='output_quantizer', entry='entry_quantizer')
+SIDES = dict(output='output_quantizer', entry='entry_quantizer', gate=GATE)
 
 
 def _quantize_output(module: nn.Module, args: tuple, output: Tensor) -> Any:
@@ -34,7 +35,8 @@ def attach_joints(model: nn.Module, joints: Iterable[Joint],
     Args:
         model (nn.Module): A converted model, changed in place.
         joints (Iterable[Joint]): The places.
-        build (Callable): Makes a new quantizer, for a name.
+        build (Callable): Makes a new quantizer, for a name; not that of a
+            gate, whose step is fixed.
 
     Returns:
         list[LayerRow]: A row of the table for each place.
@@ -52,10 +54,15 @@ def attach_joints(model: nn.Module, joints: Iterable[Joint],
             quantizer = layers[joint.layers[0]].input_quantizer
         if joint.module is not None:
             module = model.get_submodule(joint.module)
+            gated = gated_type(type(module)) if joint.side == 'gate' else None
             if quantizer is None:
-                quantizer = _built(model, joint.module, build)
+                quantizer = _settled(
+                    model, joint.module, build(joint.module) if gated is None
+                    else FixedFakeQuantize(gated.gate.levels))
             module.add_module(SIDES[joint.side], quantizer)
-            if joint.side == 'output':
+            if gated is not None:
+                gated.enter(module)
+            elif joint.side == 'output':
                 module.register_forward_hook(_quantize_output)
             else:
                 module.register_forward_pre_hook(_quantize_entry)
@@ -67,10 +74,8 @@ def attach_joints(model: nn.Module, joints: Iterable[Joint],
     return rows
 
 
-def _built(model: nn.Module, name: str,
-           build: Callable[[str], Quantizer]) -> Quantizer:
+def _settled(model: nn.Module, name: str, quantizer: Quantizer) -> Quantizer:
     """A new quantizer, on the device of its place, and frozen with it."""
-    quantizer = build(name)
     quantizer.over_batch = True
     while True:
         near = next(model.get_submodule(name).parameters(), None)
@@ -114,7 +119,9 @@ def joints_of(model: nn.Module) -> list[Joint]:
 
 def detach_joints(model: nn.Module) -> None:
     """Take the joints out; layers that shared a quantizer go on sharing."""
-    for module in model.modules():
+    for module in list(model.modules()):
+        if isinstance(module, GatedModule):
+            module.leave()
         for hooks, hook, key in (
             (module._forward_hooks, _quantize_output, SIDES['output']),
             (module._forward_pre_hooks, _quantize_entry, SIDES['entry'])):

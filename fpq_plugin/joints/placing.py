@@ -29,7 +29,8 @@ class Joint:
     Attributes:
         module (str, optional): The module that returns the tensor, or gets
             it; None if only layers read it, whose inputs share a quantizer.
-        side (str): 'output' or 'entry', of the module.
+        side (str): 'output' or 'entry', of the module; 'gate', what the
+            module, an activation, multiplies its input with.
         layers (tuple[str, ...]): Quantized layers that share it as their
             input's.
         why (str): What reads the tensor, for the table.
@@ -95,6 +96,8 @@ class _Places:
                             if self._bits(group[0]) == self.bits), [])
                 joints.append(Joint(*place, tuple(own), wanted[value]))
                 groups = [group for group in groups if group is not own]
+            joints += [Joint(name, 'gate', (), 'gate')
+                       for name in self._gates_reading(value)]
             joints += [Joint(None, 'entry', tuple(group), 'one tensor')
                        for group in groups if len(group) > 1]
         left = [f'{op.kind} in {self._owner(op)}: {why}'
@@ -107,11 +110,14 @@ class _Places:
         """Leave out joints whose operands or results stay float."""
         while True:
             dying = {}
+            dead = {op.gated for op in self.joints if op not in self.live}
             for op in self.live:
                 if not all(self._place(root(v)) for v in op.inputs):
                     dying[op] = 'an operand is made and read inside a forward'
                 elif not all(self._ends_quantized(v) for v in op.outputs):
                     dying[op] = ''
+                elif op.gated and op.gated in dead:
+                    dying[op] = 'another call of it stays float'
             if not dying:
                 return
             self.bad.update({op: why for op, why in dying.items() if why})
@@ -203,6 +209,12 @@ class _Places:
                         self.modules[name], QuantizedLayer):
                 return name, 'entry'
         return None
+
+    def _gates_reading(self, value: Value) -> list[str]:
+        """Activations whose gate is quantized, at their first call."""
+        first = {op.gated: op for op in reversed(self.joints) if op.gated}
+        return [op.gated for op in _readers(value)
+                if op in self.live and first.get(op.gated) is op]
 
     # -- layers that share --------------------------------------------------
 

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from .._compat.restoring import kept_modes
 from ..layers import QuantizedLayer
 from ..quantizers import full_precision
+from .gates import gate_kind
 
 KINDS: dict[str, tuple[str, ...]] = dict(
     add=('add', 'add_', '__add__', '__radd__', '__iadd__'),
@@ -70,15 +71,17 @@ class Value:
 
 @dataclass(eq=False)
 class Op:
-    """One operation: a call of a quantized layer, or of a torch function.
+    """One operation: a call of a layer, an activation or a torch function.
 
     Attributes:
         kind (str): A key of :data:`KINDS`, 'conv' or 'linear' for a quantized
-            layer, else the name of torch's function.
+            layer, a key of :data:`~.gates.GATES` for an activation with a
+            gate, else the name of torch's function.
         time (int): When it ran.
         inputs (list[Value]): What it reads.
         outputs (list[Value]): What it makes.
         layer (str): Name of the quantized layer.
+        gated (str): Name of the activation with a gate.
         whole (bool): Whether no operand but the inputs has a part in it, as
             a parameter or a number of Python.
     """
@@ -88,6 +91,7 @@ class Op:
     inputs: list[Value]
     outputs: list[Value] = field(default_factory=list)
     layer: str = ''
+    gated: str = ''
     whole: bool = True
 
 
@@ -159,10 +163,15 @@ class _Watcher(TorchFunctionMode):
             known = self._known(first)
             if known is not None:
                 known.given_to.append((self._names[id(module)], self._time))
+        name = self._names[id(module)]
         if isinstance(module, QuantizedLayer):
-            op = Op(_layer_kind(module), self._time, self._read(args),
-                    layer=self._names[id(module)])
-            self._inside.append((module, op))
+            self._inside.append((module, Op(
+                _layer_kind(module), self._time, self._read(args),
+                layer=name)))
+        elif gate_kind(module):
+            self._inside.append((module, Op(
+                gate_kind(module), self._time, self._read(args),
+                gated=name)))
 
     def leaves(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self._inside and self._inside[-1][0] is module:

@@ -222,8 +222,8 @@ class Quantizer(ABC, nn.Module, metaclass=_Trainable):
         what is on the grid changes nothing.
         """
         out = self(x)
-        if out is not x and not (is_compiling() or is_exporting()
-                                 or out.is_inference()):
+        if isinstance(out, Tensor) and out is not x and not (
+                is_compiling() or is_exporting() or out.is_inference()):
             out._made_by = self, out._version
         return out
 

@@ -1,5 +1,7 @@
 """Marks on features: one for each tensor, and ranges kept on integers."""
 
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
@@ -186,3 +188,33 @@ def test_a_quantizer_of_several_places_is_stored_once(tmp_path):
     values = [float(np.ravel(step.const_value.numpy())[0]) for step in steps]
     assert len(set(values)) == 3
     assert not marks(graph, of_weights=False)
+
+
+def padded(x, **options):
+    return nn.functional.pad(x, (0, 0, 1, 3 - x.shape[2] % 3), **options)
+
+
+def of_numbers(kinds):
+    """Without what computes a width from the input's shape."""
+    order = ('Tanh', 'QuantizeLinear', 'Pad', 'DequantizeLinear', 'Add')
+    return [kind for kind in kinds if kind in order]
+
+
+def test_zeros_around_a_tensor_are_integers(tmp_path):
+    """Also where the tensor's shape says how many."""
+    x = torch.randn(6, 2, 4, 4) - 1
+    model = Chain(torch.tanh, padded, 'a', a=quantizer(x, bits=8)).eval()
+    assert of_numbers(exported(model, x, tmp_path / 'model.onnx')) == [
+        'Tanh', 'QuantizeLinear', 'Pad', 'DequantizeLinear', 'Add']
+    again = traced(Chain('a', padded, 'a', a=model.quantizers['a']), x,
+                   ONNXRUNTIME)
+    assert again.count('FakeQuantize') == 1
+
+
+@pytest.mark.parametrize('options', [dict(value=1.0), dict(mode='reflect')])
+def test_other_values_around_a_tensor_are_quantized(options, tmp_path):
+    x = torch.randn(6, 2, 4, 4) - 1
+    model = Chain(torch.tanh, partial(padded, **options), 'a',
+                  a=quantizer(x, bits=8)).eval()
+    assert of_numbers(exported(model, x, tmp_path / 'model.onnx')) == [
+        'Tanh', 'Pad', 'QuantizeLinear', 'DequantizeLinear', 'Add']

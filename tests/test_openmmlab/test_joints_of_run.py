@@ -5,7 +5,9 @@ import shutil
 import pytest
 import torch
 from mmengine.runner import Runner
+from mmpretrain.registry import MODELS
 from runs import log_of, scalars_of, train
+from torch import nn
 
 from fpq_plugin import load_model
 from fpq_plugin._compat.files import load_file
@@ -133,3 +135,44 @@ def test_a_model_trained_without_gets_them_at_its_export(options, tmp_path):
     with pytest.raises(ValueError, match='the config has no train_dataloader'):
         export_checkpoint(cfg, str(tmp_path / 'run/epoch_1.pth'),
                           tmp_path / 'no.onnx', target='onnxruntime')
+
+
+@MODELS.register_module()
+class GatedBackbone(nn.Module):
+    """Layers with both activations that have a gate."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Hardswish(),
+            nn.Conv2d(8, 32, 3, bias=False), nn.BatchNorm2d(32), nn.SiLU(),
+            nn.Conv2d(32, 32, 1, bias=False), nn.BatchNorm2d(32))
+
+    def forward(self, x):
+        return self.layers(x),
+
+
+def test_gates_are_trained_with_resumed_and_exported(options, tmp_path):
+    """They have no step to learn, and are there in every checkpoint."""
+    def of(folder, **more):
+        cfg = options(folder, fpq__export='model.onnx', **more)
+        cfg.model.backbone = dict(type='GatedBackbone')
+        cfg.load_from = None if cfg.get('resume') else float_path
+        return cfg
+
+    float_path = str(tmp_path / 'float.pth')
+    torch.save(dict(state_dict=MODELS.build(of('run').model).state_dict()),
+               float_path)
+    model = train(of('run')).model
+    gates = [j.module for j in joints_of(model) if j.side == 'gate']
+    assert gates == ['backbone.layers.2', 'backbone.layers.5']
+    assert 'backbone.layers.2.gate' in log_of(tmp_path / 'run')
+    assert '2 QLinearMul' in log_of(tmp_path / 'run')
+    path = str(tmp_path / 'run/epoch_1.pth')
+    loaded = load_model(of('test'), path)
+    assert joints_of(loaded) == joints_of(model)
+    again = train(of('run', resume=True, **{'train_cfg.max_epochs': 2})).model
+    assert joints_of(again) == joints_of(model)
+    x = torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), load_model(of('test'), path)(x))
