@@ -25,6 +25,7 @@ import onnx_ir as ir
 from onnx import version_converter
 from torch import Tensor, nn
 
+from ..joints import rounded_biases
 from ..quantizers import Quantizer
 from ..targets import STANDARD, Target
 from .exportable import quantizers_of, refuse_unexportable, refuse_unfit
@@ -137,8 +138,9 @@ def trace_model(model: nn.Module,
         raise ValueError('not exported: the model has no fake quantizer that '
                          'is switched on. Give the config that it was trained '
                          'with by FPQ')
-    graph, plain = trace_any_batch(model, list(found.values()), example,
-                                   batch_size=batch_size)
+    with rounded_biases(model):
+        graph, plain = trace_any_batch(model, list(found.values()), example,
+                                       batch_size=batch_size)
     images = some_images(example, batch_size or MOST_TRACED)
     built = _folded(graph, images, batch_size)
     return TracedModel(model, images, found, ir.to_proto(built), plain,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .._compat.torch_ao import HAS_TORCH_AO
+from ..joints import rounded_biases
 from ..layers import quantized_layers
 from ..quantizers import Quantizer
 from .exportable import quantizers_of, refuse_unexportable, refuse_unfit
@@ -194,7 +195,7 @@ def build_program(model: nn.Module,
             f'{type(model).__name__} returns a {type(out).__name__}')
     replaced = (_operators_of(model, images) if quantized else
                 (dict.fromkeys(found, _identity), {}))
-    with _replaced(*replaced):
+    with rounded_biases(model), _replaced(*replaced):
         whole = _exported(model, images, batch_size).module()
     fold_batch_norms(whole)
     _strip(whole)

@@ -11,6 +11,7 @@ from ..layer_table import LayerRow
 from ..layers import quantized_layers
 from ..options import FLOAT_BITS
 from ..quantizers import FixedFakeQuantize, Quantizer
+from .biases import round_bias_of, rounded_layer, unround_bias
 from .gates import GATE, GatedModule, gated_type
 from .placing import Joint
 
@@ -49,6 +50,10 @@ def attach_joints(model: nn.Module, joints: Iterable[Joint],
                          'off by fpq_plugin.to_float, and convert it anew')
     layers, rows = quantized_layers(model), []
     for joint in joints:
+        if joint.side == 'bias':
+            round_bias_of(model.get_submodule(joint.module or ''),
+                          layers[joint.layers[0]])
+            continue
         quantizer: Any = None
         if joint.layers:
             quantizer = layers[joint.layers[0]].input_quantizer
@@ -98,12 +103,17 @@ def joints_of(model: nn.Module) -> list[Joint]:
     Returns:
         list[Joint]: What :func:`attach_joints` takes.
     """
+    names = {id(module): name for name, module in model.named_modules()}
+    # First: they are rounded before they are quantized.
+    joints = [
+        Joint(name, 'bias', (names[id(layer)], ))
+        for name, module in model.named_modules()
+        if (layer := rounded_layer(module)) is not None]
     found: dict[int, list[tuple[str, str]]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, Quantizer):
             owner, _, key = name.rpartition('.')
             found.setdefault(id(module), []).append((owner, key))
-    joints = []
     for places in found.values():
         layers = tuple(dict.fromkeys(
             owner for owner, key in places if key == 'input_quantizer'))
@@ -122,6 +132,7 @@ def detach_joints(model: nn.Module) -> None:
     for module in list(model.modules()):
         if isinstance(module, GatedModule):
             module.leave()
+        unround_bias(module)
         for hooks, hook, key in (
             (module._forward_hooks, _quantize_output, SIDES['output']),
             (module._forward_pre_hooks, _quantize_entry, SIDES['entry'])):

@@ -8,14 +8,17 @@ returns the tensor, or gets it, so that a forward hook is all it takes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import QuantizedLayer
 from ..quantizers import BaseFakeQuantize, describe
 from ..targets import Target
+from .biases import can_be_rounded
 from .watching import Op, Seen, Value
 
 # An engine does them in the layer or joint before.
@@ -30,7 +33,8 @@ class Joint:
         module (str, optional): The module that returns the tensor, or gets
             it; None if only layers read it, whose inputs share a quantizer.
         side (str): 'output' or 'entry', of the module; 'gate', what the
-            module, an activation, multiplies its input with.
+            module, an activation, multiplies its input with; 'bias': it adds
+            the bias of the layer in ``layers``, and no quantizer is there.
         layers (tuple[str, ...]): Quantized layers that share it as their
             input's.
         why (str): What reads the tensor, for the table.
@@ -86,7 +90,7 @@ class _Places:
     def find(self) -> Placing:
         self._let_die()
         wanted = self._wanted()
-        joints = []
+        joints = list(self._biases())
         for value in self._roots():
             readers = self._layers_reading(value)
             place = self._place(value) if value in wanted else None
@@ -103,6 +107,23 @@ class _Places:
         left = [f'{op.kind} in {self._owner(op)}: {why}'
                 for op, why in self.bad.items()]
         return Placing(tuple(joints), tuple(dict.fromkeys(left)))
+
+    def _biases(self) -> Iterator[Joint]:
+        """Where the engine adds biases as integers."""
+        if not (self.target.integer_biases and self.target.ends_quantized):
+            return
+        calls = Counter(op.layer for op in self.seen.ops)
+        for op in self.seen.ops:
+            if not op.layer or calls[op.layer] > 1 or len(op.outputs) != 1:
+                continue
+            layer, after = self.modules[op.layer], op.outputs[0].readers
+            name: str | None = op.layer
+            if len(after) == 1 and after[0].kind == 'norm':
+                name = next((n for n, _ in after[0].outputs[0].returned_by
+                             if isinstance(self.modules[n], _BatchNorm)
+                             and len(self.seen.calls[n]) == 1), None)
+            if name is not None and can_be_rounded(self.modules[name], layer):
+                yield Joint(name, 'bias', (op.layer, ), 'bias')
 
     # -- which joints run on integers --------------------------------------
 
