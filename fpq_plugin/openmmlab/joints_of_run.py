@@ -20,6 +20,9 @@ from .calibration import calibration_batches
 from .checkpoints import last_checkpoint, stored_joints
 from .model_families import calibration_forward
 
+# One image would do; a batch norm in training mode would not take it.
+WATCHED = 2
+
 
 def joints_of_run(runner: Runner, model: nn.Module, recipe: Recipe,
                   training: bool) -> Placing:
@@ -49,9 +52,12 @@ def joints_of_run(runner: Runner, model: nn.Module, recipe: Recipe,
             return Placing(tuple(stored_joints(content, path)), ())
     if not training:  # there is nothing to test; the Runner says so
         return Placing((), ())
-    batch = next(iter(runner.train_dataloader))
     forward = calibration_forward(model)
     with same_randomness():
+        # In this process: the loader's workers and its sampler stay as new.
+        batch = next(calibration_batches(
+            runner.train_dataloader, WATCHED, runner.seed or 0,
+            progress=False))
         return recipe.place_joints(model, lambda: forward(model, batch))
 
 
