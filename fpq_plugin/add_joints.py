@@ -59,11 +59,13 @@ def add_joints(model: nn.Module,
         [('1.output', 'avg_pool')]
         >>> calibrate(model, [images])
     """
-    recipe = Recipe(target=target, joints=joints or {}, key='')
+    # The layers have theirs already.
+    recipe = Recipe(target=target, joints=joints or {}, activation=None,
+                    key='')
     refuse_wrapped(model, 'add_joints')
     if not quantized_layers(model):
         raise ValueError('the model has no quantized layer: call '
                          'convert(model) first')
-    placing = recipe.place_joints(
+    rows, _ = recipe.find_joints(
         model, lambda: (forward or run_batch)(model, batch))
-    return LayerTable(recipe.attach_joints(model, placing.joints))
+    return LayerTable(rows)

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ._compat.restoring import kept_modes
 from .convert import refuse_wrapped
+from .joints import refuse_lost_hooks
 from .layers import quantized_layers
 from .quantizers import (
     Quantizer,
@@ -72,6 +73,7 @@ def calibrate(model: nn.Module,
             (DDP, torch.compile).
     """
     refuse_wrapped(model, 'calibrate')
+    refuse_lost_hooks(model)
     if not quantized_layers(model):
         raise ValueError('the model has no quantized layer: call '
                          'convert(model) first')

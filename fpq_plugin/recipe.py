@@ -14,6 +14,7 @@ from .joints import (
     Joint,
     Placing,
     attach_joints,
+    attach_safely,
     place_joints,
     watch_forward,
 )
@@ -232,21 +233,23 @@ class Recipe:
         look_at_optimizers()
         return quantize(model, self, skip)
 
-    def place_joints(self, model: nn.Module,
-                     run: Callable[[], Any]) -> Placing:
-        """Find where the target wants quantizers beside the layers'.
+    def find_joints(self, model: nn.Module, run: Callable[[], Any]
+                    ) -> tuple[list[LayerRow], Placing]:
+        """Give a converted model what the target wants beside the layers.
 
         Args:
-            model (nn.Module): A converted model, which stays as it is.
-            run (Callable): Runs its forward once, on any input.
+            model (nn.Module): The model, changed in place.
+            run (Callable): Runs its forward once, on any input; the answer.
 
         Returns:
-            Placing: The places; none without a target.
+            tuple: A row for each new quantizer; and the places, with what
+            stays float.
         """
-        if self.target is None:
-            return Placing((), ())
-        return place_joints(model, watch_forward(model, run),
-                            target_of(self.target), self.joints['bits'])
+        seen = watch_forward(model, run)
+        placing = place_joints(model, seen, target_of(self.target),
+                               self.joints['bits'])
+        return attach_safely(model, placing, self._build_joint, run,
+                             seen.answer)
 
     def attach_joints(self, model: nn.Module,
                       joints: Iterable[Joint]) -> list[LayerRow]:
@@ -254,13 +257,15 @@ class Recipe:
 
         Args:
             model (nn.Module): The model, changed in place.
-            joints (Iterable[Joint]): Where :meth:`place_joints` found them.
+            joints (Iterable[Joint]): Where :meth:`find_joints` found them.
 
         Returns:
             list[LayerRow]: A row for each.
         """
-        return attach_joints(model, joints, lambda name: build(
-            f'{self.name_of("joints")} of {name}', self.joints))
+        return attach_joints(model, joints, self._build_joint)
+
+    def _build_joint(self, name: str) -> Any:
+        return build(f'{self.name_of("joints")} of {name}', self.joints)
 
     def name_of(self, option: str) -> str:
         """An option's full name, as messages have it."""
@@ -367,6 +372,9 @@ class Recipe:
         if not isinstance(self.joints, Mapping):
             raise TypeError(f'{self.name_of("joints")}: must be a dict, got '
                             f'{self.joints!r}')
+        if self.joints and self.target is None:
+            raise ValueError(f'{self.name_of("joints")}: has a meaning with '
+                             f'{self.name_of("target")} alone, which is None')
         own = {'bits': 8}
         if not self._rules().zero_points:
             own['symmetric'] = True
@@ -435,17 +443,24 @@ class Recipe:
         rules = self._rules()
         if rules.zero_points:
             return
-        for part in ('activation', 'joints'):
-            cfg = getattr(self, part)
-            if cfg is None or part == 'joints' and not rules.joints:
-                continue
-            built = build(self.name_of(part), cfg,
-                          get_backend(self.backend).registry(part))
-            if getattr(built, 'symmetric', True) is False:
+        ends = ({} if self.activation is None or not self.first_last_bits
+                else {**self.activation, 'bits': self.first_last_bits})
+        parts = {'activation': self.activation, 'joints': self.joints,
+                 'first_last_bits': ends}
+        for pattern, override in (self.overrides or {}).items():
+            parts[f'overrides[{pattern!r}].activation'] = merge(
+                self.activation, override.get('activation'))
+        for part, cfg in parts.items():
+            built = build(self.name_of(part), cfg, get_backend(
+                self.backend).registry('activation')) if cfg else None
+            # Fewer bits fit int8, counted from their zero.
+            if built is not None and built.num_bits == 8 and (
+                    getattr(built, 'symmetric', True) is False):
                 raise ValueError(
-                    f'{self.name_of(part)}.symmetric: {rules.title} takes '
-                    'integers around 0 alone; set symmetric=True, or another '
-                    f'{self.name_of("target")}')
+                    f'{self.name_of(part)}: {rules.title} takes 8-bit '
+                    'integers around 0 alone; set symmetric=True in '
+                    f'{self.name_of("activation")}, or take 7 bits, or '
+                    f'another {self.name_of("target")}')
 
     def _check_patterns(self) -> None:
         for option in ('skip', 'distill_skip'):

@@ -25,7 +25,7 @@ import onnx_ir as ir
 from onnx import version_converter
 from torch import Tensor, nn
 
-from ..joints import rounded_biases
+from ..joints import refuse_lost_hooks, rounded_biases
 from ..quantizers import Quantizer
 from ..targets import STANDARD, Target
 from .exportable import quantizers_of, refuse_unexportable, refuse_unfit
@@ -132,6 +132,7 @@ def trace_model(model: nn.Module,
         ValueError: If something cannot be exported; the message names it.
     """
     refuse_unfit(model)
+    refuse_lost_hooks(model)
     refuse_unexportable(model, target)
     found = quantizers_of(model)
     if not found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..layer_table import LayerRow
@@ -13,7 +14,8 @@ from ..options import FLOAT_BITS
 from ..quantizers import FixedFakeQuantize, Quantizer
 from .biases import round_bias_of, rounded_layer, unround_bias
 from .gates import GATE, GatedModule, gated_type
-from .placing import Joint
+from .placing import Joint, Placing
+from .watching import in_float, tensors_in
 
 SIDES = dict(output='output_quantizer', entry='entry_quantizer', gate=GATE)
 
@@ -79,6 +81,96 @@ def attach_joints(model: nn.Module, joints: Iterable[Joint],
     return rows
 
 
+def attach_safely(model: nn.Module, placing: Placing,
+                  build: Callable[[str], Quantizer],
+                  run: Callable[[], Any], answer: Any
+                  ) -> tuple[list[LayerRow], Placing]:
+    """The same, without joints that would change what a model computes.
+
+    A hook hands on another tensor than the one it got. Where a model changes
+    a tensor in place and reads it under another name, that is another model,
+    in full precision, too. Joints that alone make the answer another one are
+    left out.
+
+    Args:
+        model (nn.Module): A converted model, changed in place.
+        placing (Placing): The places.
+        build (Callable): As for :func:`attach_joints`.
+        run (Callable): Runs the model's forward; its answer.
+        answer (Any): What it was without joints, in full precision.
+
+    Returns:
+        tuple: A row for each joint that stays, and the placing without the
+        others, which are in ``left``.
+    """
+    joints = placing.joints
+    rows = attach_joints(model, joints, build)
+    if _answers(model, run, answer):
+        return rows, placing
+    bad = []
+    for joint in joints:
+        if joint.module is not None and joint.side != 'bias':
+            detach_joints(model)
+            attach_joints(model, [joint], build)
+            if not _answers(model, run, answer):
+                bad.append(joint)
+    detach_joints(model)
+    kept = tuple(joint for joint in joints if joint not in bad)
+    rows = attach_joints(model, kept, build)
+    if not bad or not _answers(model, run, answer):
+        detach_joints(model)
+        raise ValueError(
+            f'{type(model).__name__} changes tensors in place and reads them '
+            'under other names, or answers otherwise each time: no quantizer '
+            'can stand beside its layers. Leave out the target, or set '
+            f'inplace=False in {", ".join(str(each.module) for each in bad)}')
+    return rows, Placing(kept, (*placing.left, *(
+        f'{joint.module}: its tensor is changed in place under another name'
+        for joint in bad)))
+
+
+def _answers(model: nn.Module, run: Callable[[], Any], answer: Any) -> bool:
+    """Whether a model whose joints hand on copies answers as before."""
+    quantizers = [
+        module._modules[key] for module in model.modules()
+        for key in SIDES.values() if key in module._modules]
+    for quantizer in quantizers:
+        quantizer.forward = torch.clone
+    try:
+        with in_float(model):
+            return _alike(list(tensors_in(run())), list(tensors_in(answer)))
+    finally:
+        for quantizer in quantizers:
+            vars(quantizer).pop('forward', None)
+
+
+def _alike(found: list[Tensor], wanted: list[Tensor]) -> bool:
+    """Up to the rounding of float32, which layers amplify."""
+    return [x.shape for x in found] == [x.shape for x in wanted] and all(
+        torch.allclose(x, y, 0, 1e-3 * float(y.abs().max()), equal_nan=True)
+        for x, y in zip(found, wanted) if y.numel())
+
+
+def refuse_lost_hooks(model: nn.Module) -> None:
+    """Refuse a model that lost the hooks of its joints.
+
+    Raises:
+        ValueError: Naming a module that was replaced by another one.
+    """
+    for name, module in model.named_modules():
+        for hooks, hook, key in _hooks_of(module):
+            if key in module._modules and hook not in hooks.values():
+                raise ValueError(
+                    f'{name} has the {key} of a joint and not its hook: it '
+                    'was replaced after add_joints, as by '
+                    'convert_sync_batchnorm. Do that before')
+
+
+def _hooks_of(module: nn.Module) -> list[tuple[dict, Callable, str]]:
+    return [(module._forward_hooks, _quantize_output, SIDES['output']),
+            (module._forward_pre_hooks, _quantize_entry, SIDES['entry'])]
+
+
 def _settled(model: nn.Module, name: str, quantizer: Quantizer) -> Quantizer:
     """A new quantizer, on the device of its place, and frozen with it."""
     quantizer.over_batch = True
@@ -133,9 +225,7 @@ def detach_joints(model: nn.Module) -> None:
         if isinstance(module, GatedModule):
             module.leave()
         unround_bias(module)
-        for hooks, hook, key in (
-            (module._forward_hooks, _quantize_output, SIDES['output']),
-            (module._forward_pre_hooks, _quantize_entry, SIDES['entry'])):
+        for hooks, hook, key in _hooks_of(module):
             for number, known in list(hooks.items()):
                 if known is hook:
                     del hooks[number]

@@ -4,7 +4,8 @@ A kernel sums products of integers, and adds a bias as an integer: in steps of
 input times weight, times the gain of a batch norm that is folded into the
 weight. Where the target does so, the model in eval mode has its biases rounded
 to such steps, so that what is validated and tested is what the file computes.
-Training goes by the float biases.
+Training goes by the float biases, but for batch norms that are in eval mode
+there as well.
 """
 
 from __future__ import annotations

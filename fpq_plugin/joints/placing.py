@@ -165,7 +165,9 @@ class _Places:
             if op in self.live:
                 for value in op.inputs:
                     wanted.setdefault(root(value), []).append(op.kind)
-            elif op.kind in self.target.ends_quantized and op.layer:
+            elif op.kind in self.target.ends_quantized and (
+                    self._quantizes(op)
+                    and self.modules[op.layer].weight_quantizer is not None):
                 end = self._end_of(op)
                 if end is None or end.leaves or self._read_as_one(end):
                     continue

@@ -8,6 +8,7 @@ changed in place counts as another value from then on.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode
 
-from .._compat.restoring import kept_modes
+from .._compat.restoring import kept_modes, same_randomness
 from ..layers import QuantizedLayer
 from ..quantizers import full_precision
 from .gates import gate_kind
@@ -103,10 +104,12 @@ class Seen:
         ops (list[Op]): All operations, in order.
         calls (dict[str, list[tuple[int, int]]]): For each module the times of
             its calls' begin and end.
+        answer (Any): What the model returned.
     """
 
     ops: list[Op] = field(default_factory=list)
     calls: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    answer: Any = None
 
 
 def watch_forward(model: nn.Module, run: Callable[[], Any]) -> Seen:
@@ -124,14 +127,27 @@ def watch_forward(model: nn.Module, run: Callable[[], Any]) -> Seen:
     handles = [register_module_forward_pre_hook(watcher.enters),
                register_module_forward_hook(watcher.leaves)]
     try:
-        with torch.no_grad(), kept_modes(model), full_precision(model):
-            model.eval()
-            with watcher:
-                run()
+        with in_float(model), watcher:
+            watcher.seen.answer = run()
     finally:
         for handle in handles:
             handle.remove()
     return watcher.seen
+
+
+@contextmanager
+def in_float(model: nn.Module) -> Iterator[None]:
+    """Inside, a model is in eval mode and in full precision.
+
+    What it draws it draws each time.
+
+    Args:
+        model (nn.Module): The model, as before afterwards.
+    """
+    with torch.inference_mode(False), torch.no_grad(), same_randomness(), (
+            kept_modes(model)), full_precision(model):
+        model.eval()
+        yield
 
 
 class _Watcher(TorchFunctionMode):
@@ -156,7 +172,7 @@ class _Watcher(TorchFunctionMode):
         self._time += 1
         self._begun.append((module, self._time))
         if module is self._model:
-            for tensor in _tensors(args):
+            for tensor in tensors_in(args):
                 self._value_of(tensor, Value())
         first = args[0] if args else None
         if isinstance(first, Tensor):
@@ -183,7 +199,7 @@ class _Watcher(TorchFunctionMode):
         name = self._names[id(module)]
         self.seen.calls.setdefault(name, []).append(
             (self._begun.pop()[1], self._time))
-        for tensor in _tensors(output):
+        for tensor in tensors_in(output):
             known = self._known(tensor)
             if known is not None and tensor is output:
                 known.returned_by.append((name, self._time))
@@ -199,10 +215,10 @@ class _Watcher(TorchFunctionMode):
         self._time += 1
         operands = (args, kwargs)
         op = Op('', self._time, self._read(operands))
-        tensors = list(_tensors(operands))
+        tensors = list(tensors_in(operands))
         before = [(tensor, tensor._version) for tensor in tensors]
         out = func(*args, **kwargs)
-        results = [tensor for tensor in _tensors(out) if not any(
+        results = [tensor for tensor in tensors_in(out) if not any(
             tensor is known and tensor._version == version
             for known, version in before)]
         if op.inputs and results:
@@ -215,6 +231,8 @@ class _Watcher(TorchFunctionMode):
     # -- values ------------------------------------------------------------
 
     def _known(self, tensor: Tensor) -> Value | None:
+        if tensor.is_inference():
+            return None
         return self._values.get((id(tensor), tensor._version))
 
     def _value_of(self, tensor: Tensor, value: Value) -> None:
@@ -222,13 +240,13 @@ class _Watcher(TorchFunctionMode):
         self._values[id(tensor), tensor._version] = value
 
     def _read(self, operands: Any) -> list[Value]:
-        return [value for tensor in _tensors(operands)
+        return [value for tensor in tensors_in(operands)
                 if (value := self._known(tensor)) is not None]
 
     def _made(self, op: Op, out: Any) -> None:
         for value in op.inputs:
             value.readers.append(op)
-        for tensor in _tensors(out):
+        for tensor in tensors_in(out):
             value = Value(op)
             op.outputs.append(value)
             self._value_of(tensor, value)
@@ -253,13 +271,14 @@ def _layer_kind(layer: nn.Module) -> str:
         nn.modules.conv._ConvNd, )) else 'linear'
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in dicts, tuples and lists."""
     if isinstance(value, Tensor):
         if value.is_floating_point() and not value.is_inference():
             yield value
     elif isinstance(value, dict):
         for each in value.values():
-            yield from _tensors(each)
+            yield from tensors_in(each)
     elif isinstance(value, (tuple, list)):
         for each in value:
-            yield from _tensors(each)
+            yield from tensors_in(each)

@@ -73,6 +73,7 @@ def load_model(config: str | Config,
     what = f'the checkpoint {checkpoint!r}'
     if recipe is not None and not recipe.is_float():
         convert_mm_model(model, recipe)
+        refuse_missing_target(content, recipe, what)
         if recipe.target is not None:
             recipe.attach_joints(model, stored_joints(content, checkpoint))
         refuse_other_quantization(
@@ -256,6 +257,23 @@ def stored_joints(checkpoint: Mapping[str, Any], path: str) -> list[Joint]:
                   each['why']) for each in stored]
 
 
+def refuse_missing_target(checkpoint: Mapping[str, Any], recipe: Recipe,
+                          what: str) -> None:
+    """Refuse a checkpoint of a run with a target for one without.
+
+    Its keys need not tell: a bias is rounded without a quantizer.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    meta = (checkpoint.get('meta') or {}).get('fpq') or {}
+    if recipe.target is None and meta.get('joints'):
+        raise ValueError(
+            f'{what} was trained for an engine, with the option target, which '
+            'is missing here: set fpq.target as in the config that it was '
+            'trained with')
+
+
 def described_joints(joints: Sequence[Joint]) -> list[dict[str, Any]]:
     """Joints as a checkpoint holds them."""
     return [asdict(joint) for joint in joints]
@@ -342,6 +360,23 @@ def refuse_averaged_part(runner: Runner, model: nn.Module) -> None:
             f'EMAHook: {type(model).__name__} keeps {first_few(dropped, 2)} '
             'out of its state_dict, so a checkpoint would mix averaged '
             'weights with steps that are not. Leave the EMAHook out')
+
+
+def refuse_averaged_twice(runner: Runner, model: nn.Module) -> None:
+    """Refuse an EMA that goes by the state's keys, where steps are shared.
+
+    Raises:
+        ValueError: Naming the hook and its option.
+    """
+    names = named_quantizers(model, remove_duplicate=False)
+    shared = len(names) > len(named_quantizers(model))
+    if shared and any(
+            isinstance(hook, EMAHook) and hook.ema_cfg.get('update_buffers')
+            for hook in runner.hooks):
+        raise ValueError(
+            'EMAHook.update_buffers: with fpq.target layers share fake '
+            'quantizers, and their steps would be averaged once for each '
+            'name. Leave the option out')
 
 
 def _options_of(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from .._compat.files import remove_parts
 from ..calibrate import leave_uncalled, uninitialized
-from ..joints import Joint
+from ..joints import Joint, joints_of
 from ..layer_table import LayerTable
 from ..layers import quantized_layers
 from ..options import refuse_unmatched
@@ -39,10 +39,12 @@ from .checkpoints import (
     other_recipe,
     quantizers_of,
     refuse_averaged_part,
+    refuse_averaged_twice,
+    refuse_missing_target,
 )
 from .export_run import ExportAtEnd
 from .guards import refuse_non_finite
-from .joints_of_run import joints_of_run
+from .joints_of_run import join_run
 from .model_families import convert_mm_model, unwrap
 from .optimizer import (
     count_micro_batches,
@@ -173,10 +175,11 @@ class FPQHook(RunAware):
 
     def _add_joints(self, runner: Runner, model: nn.Module) -> None:
         """Quantize what the target's engine runs on integers beside layers."""
-        placing = joints_of_run(runner, model, self.recipe,
-                                is_training(runner))
-        rows = LayerTable(self.recipe.attach_joints(model, placing.joints))
+        found, placing = join_run(runner, model, self.recipe,
+                                  is_training(runner))
+        rows = LayerTable(found)
         self._joints = placing.joints
+        refuse_averaged_twice(runner, model)
         runner.logger.info(
             f'FPQ {__version__} quantizes {len(rows)} tensors beside the '
             f'layers for {self.recipe.target}:\n{rows}')
@@ -215,6 +218,7 @@ class FPQHook(RunAware):
             checkpoint.get('state_dict', checkpoint).update(
                 quantizer_state(model))
             return
+        refuse_missing_target(checkpoint, self.recipe, what)
         refuse_other_quantization(model, state, what, way_out,
                                   quantizers_of(checkpoint, model))
         other = other_recipe(checkpoint, self.recipe)
@@ -344,7 +348,7 @@ class FPQHook(RunAware):
             recipe=self.recipe.describe(),
             teacher=self._teacher.record,
             baselines=self._baselines.scores,
-            **({'joints': described_joints(self._joints)}
+            **({'joints': described_joints(self._joints or joints_of(model))}
                if self.recipe.target else {}),
             quantizers={
                 name: describe(quantizer) for name, quantizer in

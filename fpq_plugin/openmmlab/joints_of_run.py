@@ -14,6 +14,7 @@ from .._compat.files import load_file
 from .._compat.restoring import same_randomness
 from ..calibrate import calibrate
 from ..joints import Placing
+from ..layer_table import LayerRow
 from ..recipe import Recipe
 from ..state import bare_state, quantizer_bits
 from .calibration import calibration_batches
@@ -24,21 +25,22 @@ from .model_families import calibration_forward
 WATCHED = 2
 
 
-def joints_of_run(runner: Runner, model: nn.Module, recipe: Recipe,
-                  training: bool) -> Placing:
-    """Where a run's model has, or gets, quantizers beside the layers'.
+def join_run(runner: Runner, model: nn.Module, recipe: Recipe,
+             training: bool) -> tuple[list[LayerRow], Placing]:
+    """Give a run's model its quantizers beside the layers.
 
     A checkpoint of FPQ says where it has them. A run that starts from full
     precision watches one forward, on a batch of its training data.
 
     Args:
         runner (Runner): The runner, before it loads the checkpoint.
-        model (nn.Module): Its model, converted, without a wrapper.
+        model (nn.Module): Its model, converted, without a wrapper, changed in
+            place.
         recipe (Recipe): The options, with a target.
         training (bool): Whether it trains.
 
     Returns:
-        Placing: The places.
+        tuple: A row for each; and the places.
 
     Raises:
         ValueError: If the checkpoint was trained without a target.
@@ -49,16 +51,17 @@ def joints_of_run(runner: Runner, model: nn.Module, recipe: Recipe,
     if path is not None:
         content = load_file(path)
         if quantizer_bits(bare_state(content)):
-            return Placing(tuple(stored_joints(content, path)), ())
+            joints = tuple(stored_joints(content, path))
+            return recipe.attach_joints(model, joints), Placing(joints, ())
     if not training:  # there is nothing to test; the Runner says so
-        return Placing((), ())
+        return [], Placing((), ())
     forward = calibration_forward(model)
     with same_randomness():
         # In this process: the loader's workers and its sampler stay as new.
         batch = next(calibration_batches(
             runner.train_dataloader, WATCHED, runner.seed or 0,
             progress=False))
-        return recipe.place_joints(model, lambda: forward(model, batch))
+        return recipe.find_joints(model, lambda: forward(model, batch))
 
 
 def join_late(model: nn.Module, recipe: Recipe, target: str) -> int:
@@ -90,9 +93,8 @@ def join_late(model: nn.Module, recipe: Recipe, target: str) -> int:
         loader = Runner.build_dataloader(cfg.train_dataloader)
         batches = list(calibration_batches(
             loader, recipe.calibration_images(), 0, progress=False))
-        placing = wanted.place_joints(
+        rows, _ = wanted.find_joints(
             model, lambda: forward(model, batches[0]))
-        rows = wanted.attach_joints(model, placing.joints)
         if rows:
             calibrate(model, batches, forward)
     return len(rows)
