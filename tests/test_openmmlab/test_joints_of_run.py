@@ -94,6 +94,14 @@ def test_averaged_and_accumulated(options, tmp_path):
                for name in steps)
 
 
+def test_an_average_of_buffers_is_refused(options):
+    cfg = options('run')
+    cfg.custom_hooks = [dict(type='EMAHook', update_buffers=True)]
+    with pytest.raises(ValueError, match='EMAHook.update_buffers: with '
+                       'fpq.target layers share'):
+        train(cfg)
+
+
 def test_with_and_without_a_target_do_not_mix(options, tmp_path):
     train(options('with'))
     train(options('without', fpq__target=None))
