@@ -76,7 +76,8 @@ class Parity:
             tolerance (float): Points of top-1 that may be lost, in %, if
                 there are labels; if not, ten times this share of the answers
                 may have another class. One image, or answer, may in any case.
-                More than 0.1 also allows outputs to differ by more.
+                More than 0.1 also allows outputs to differ by more, up to ten
+                times as much.
         """
         return not self.faults(tolerance)
 
@@ -102,7 +103,7 @@ class Parity:
             found.append(
                 f'{self.other_class} of {self.answers} classes are other ones '
                 f'in the exported model, more than {share:g} %')
-        allowed = MEAN_DIFFERENCE * max(1, tolerance / TOLERANCE)
+        allowed = MEAN_DIFFERENCE * min(max(1, tolerance / TOLERANCE), 10)
         if self.mean_difference > allowed * self.spread:
             found.append(f'outputs differ by more than {allowed:.0%} of '
                          'their spread')

@@ -62,7 +62,7 @@ def test_a_run_exports_at_its_end(fpq_config, tmp_path):
     command = ['export', str(tmp_path / 'config.py'),
                str(tmp_path / 'run/epoch_1.pth'), '-o',
                str(tmp_path / 'more.onnx')]
-    with pytest.raises(SystemExit, match='TensorRT takes integers of INT8 '
+    with pytest.raises(SystemExit, match='TensorRT takes 8-bit integers '
                        'around 0(.|\n)*symmetric=True'):
         main([*command, '--target', 'tensorrt'])
     assert not (tmp_path / 'more.onnx').exists()

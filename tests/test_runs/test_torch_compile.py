@@ -21,7 +21,7 @@ def student_of(model, x, where='after', target=None):
     fpq_plugin.convert(student, perturbation=dict(p=0.5, where=where))
     if target is not None:
         table = fpq_plugin.add_joints(student, x, target)
-        assert len(table) == 2
+        assert len(table) == 3
     fpq_plugin.calibrate(student, [x])
     distiller = fpq_plugin.Distiller(student, copy.deepcopy(model),
                                      fpq_plugin.CSDLoss())
