@@ -73,6 +73,22 @@ def merge(base: Mapping[str, Any] | None, given: Any) -> Any:
     return {**base, **given, 'type': base['type']}
 
 
+def override(base: Mapping[str, Any] | None, given: Any) -> Any:
+    """The same for an override, which keeps the bits whatever its type.
+
+    Args:
+        base (Mapping, optional): The layer's config without the override.
+        given (Mapping, optional): The override; None: off.
+
+    Returns:
+        dict | None: What holds for the layer.
+    """
+    merged = merge(base, given)
+    if merged and base and 'bits' in base:
+        merged.setdefault('bits', base['bits'])
+    return merged
+
+
 def resolve(key: str,
             cfg: Mapping[str, Any] | None,
             default_type: str,

@@ -31,7 +31,7 @@ from .options import (
     FLOAT_BITS,
     build,
     matches,
-    merge,
+    override,
     refuse_unmatched,
     resolve,
 )
@@ -178,11 +178,11 @@ def _plan(name: str, recipe: Recipe, skip: Sequence[str], backend: Backend,
     for part in ('weight', 'activation'):
         if bits is not None and parts[part] is not None:
             parts[part] = {**parts[part], 'bits': bits}
-    for pattern, override in (recipe.overrides or {}).items():
+    for pattern, changes in (recipe.overrides or {}).items():
         if matches(name, pattern):
             why = f'override {pattern!r}'
-            for part, given in override.items():
-                parts[part] = merge(parts[part], given)
+            for part, given in changes.items():
+                parts[part] = override(parts[part], given)
     parts = {
         part: resolve(part, cfg, recipe.default_type(part),
                       backend.registry(part))

@@ -26,6 +26,7 @@ from .options import (
     build,
     is_number,
     merge,
+    override,
     refuse_no_patterns,
     refuse_unknown,
     resolve,
@@ -426,14 +427,14 @@ class Recipe:
             raise TypeError(f'{self.name_of("overrides")}: must be a dict '
                             f'from patterns to options, got '
                             f'{self.overrides!r}')
-        for pattern, override in (self.overrides or {}).items():
+        for pattern, changes in (self.overrides or {}).items():
             key = f'{self.name_of("overrides")}[{pattern!r}]'
-            if not isinstance(override, Mapping):
-                raise TypeError(f'{key}: must be a dict, got {override!r}')
-            refuse_unknown(key, override, list(KINDS))
-            for part, given in override.items():
+            if not isinstance(changes, Mapping):
+                raise TypeError(f'{key}: must be a dict, got {changes!r}')
+            refuse_unknown(key, changes, list(KINDS))
+            for part, given in changes.items():
                 cfg = resolve(
-                    f'{key}.{part}', merge(base[part], given),
+                    f'{key}.{part}', override(base[part], given),
                     self.default_type(part), backend.registry(part),
                     KINDS[part])
                 check_part(f'{key}.{part}', part, cfg, backend)
@@ -447,9 +448,9 @@ class Recipe:
                 else {**self.activation, 'bits': self.first_last_bits})
         parts = {'activation': self.activation, 'joints': self.joints,
                  'first_last_bits': ends}
-        for pattern, override in (self.overrides or {}).items():
-            parts[f'overrides[{pattern!r}].activation'] = merge(
-                self.activation, override.get('activation'))
+        for pattern, changes in (self.overrides or {}).items():
+            parts[f'overrides[{pattern!r}].activation'] = override(
+                self.activation, changes.get('activation'))
         for part, cfg in parts.items():
             built = build(self.name_of(part), cfg, get_backend(
                 self.backend).registry('activation')) if cfg else None

@@ -383,3 +383,13 @@ def test_calibrate_does_too(gloo, name):
         calibrate(wrapped, [torch.randn(8, 4)])
     assert not any(layer.weight_quantizer.is_initialized()
                    for layer in quantized_layers(wrapped).values())
+
+
+@pytest.mark.parametrize('kind', ['LSQFakeQuantize', LSQFakeQuantize])
+def test_an_override_of_another_type_keeps_the_bits(convert, kind):
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    table = convert(model, weight=dict(bits=3), overrides={
+        '1': dict(weight=dict(type=kind), activation=dict(type=kind, bits=5))})
+    assert type(model[1].weight_quantizer) is LSQFakeQuantize
+    assert [(row.weight_bits, row.activation_bits) for row in table][1] == (
+        3, 5)
