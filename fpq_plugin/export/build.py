@@ -201,9 +201,10 @@ def build_float_onnx(traced: TracedModel) -> ir.Model:
     Returns:
         ir.Model: The checked model, in float32.
     """
-    graph, _ = trace_any_batch(
-        traced.model, list(traced.quantizers.values()), traced.example, False,
-        traced.batch_size, traced.plain)
+    with rounded_biases(traced.model):
+        graph, _ = trace_any_batch(
+            traced.model, list(traced.quantizers.values()), traced.example,
+            False, traced.batch_size, traced.plain)
     built = _folded(graph, traced.example, traced.batch_size)
     finish_graph(built)
     return built

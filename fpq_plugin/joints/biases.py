@@ -89,10 +89,11 @@ def bias_shift(module: nn.Module, layer: nn.Module) -> Tensor | None:
             module.running_var.double() + module.eps).sqrt()
         bias = (bias - module.running_mean) * gain + module.bias
         # A channel that is shut keeps the step that it had.
-        step = step * torch.where(gain == 0, 1, gain.abs())
+        step = step * torch.where(gain == 0, torch.ones_like(gain), gain.abs())
     number = bias / step
     shift = number.round() * step - bias
-    return torch.where(number.abs() < _LARGEST, shift, 0).float()
+    return torch.where(number.abs() < _LARGEST, shift,
+                       torch.zeros_like(shift)).float()
 
 
 @contextmanager
