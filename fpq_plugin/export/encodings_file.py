@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .._compat.files import write_whole
 from .._compat.restoring import kept_modes
-from .exportable import compared_batches, require_size, unwrapped
+from .exportable import checked_path, compared_batches, unwrapped
 from .formats import FileFormat, register_format
 from .onnx_file import add_metadata, content_of, exported_layers
 from .parity import (
@@ -27,18 +27,6 @@ from .parity import (
     measure_parity,
 )
 from .report import ExportReport
-
-
-class EncodingsReport(ExportReport):
-    """Of an export to encodings and the ONNX file that they are for."""
-
-    def warnings(self) -> list[str]:
-        """What was not seen: the model on its processor."""
-        found = ["computed in float as the encodings say; Qualcomm's tools "
-                 'were not run']
-        if self.batch_size is not None:
-            found.append(f'takes batches of {self.batch_size} alone')
-        return found
 
 
 def export_encodings(model: nn.Module,
@@ -75,11 +63,7 @@ def export_encodings(model: nn.Module,
         ImportError: If onnx, onnx-ir or onnxruntime is missing.
     """
     ENCODINGS.require_packages()
-    path = Path(path)
-    if batch_size is not None:
-        require_size(batch_size)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f'not exported: no folder {path.parent}')
+    path = checked_path(path, batch_size)
     model = unwrapped(model)
     with kept_modes(model):
         return _export(model.eval(), path, batches, tolerance, source or {},
@@ -107,11 +91,12 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
     text = json.dumps(encodings, indent=1).encode()
     write_whole(f'{path}.onnx', lambda file: file.write(network))
     write_whole(path, lambda file: file.write(text))
-    return EncodingsReport(
+    return ExportReport(
         str(path), len(network) + len(text),
         len(content_of(build_float_onnx(traced))), built.opset_imports[''],
         parity, (), exported_layers(model), target='QNN',
-        batch_size=batch_size)
+        batch_size=batch_size, unseen='computed in float as the encodings '
+        "say; Qualcomm's tools were not run")
 
 
 def check_encodings(model: nn.Module, example: Tensor) -> None:

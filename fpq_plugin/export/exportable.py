@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -71,18 +73,32 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def require_size(batch_size: int) -> None:
-    """Refuse what is no batch size.
+def checked_path(path: str | os.PathLike, batch_size: int | None) -> Path:
+    """The file to write.
+
+    Args:
+        path (str | os.PathLike): The file.
+        batch_size (int, optional): The only batch size that it is to take;
+            None: any.
+
+    Returns:
+        Path: The same.
 
     Raises:
-        TypeError: If it is not an integer.
+        TypeError: If the batch size is not an integer.
         ValueError: If it is below 1.
+        FileNotFoundError: If there is no folder for the file.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int):
+    if batch_size is not None and (
+            isinstance(batch_size, bool) or not isinstance(batch_size, int)):
         raise TypeError('batch_size must be an integer or None, got '
                         f'{batch_size!r}')
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f'batch_size must be at least 1, got {batch_size}')
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'not exported: no folder {path.parent}')
+    return path
 
 
 def compared_batches(batches: Iterable[Batch], batch_size: int | None

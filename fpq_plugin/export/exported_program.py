@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from .._compat.files import write_whole
 from .._compat.restoring import kept_modes
 from ..version import __version__
-from .exportable import compared_batches, require_size, unwrapped
+from .exportable import checked_path, compared_batches, unwrapped
 from .formats import FileFormat, register_format
 from .onnx_file import exported_layers
 from .parity import (
@@ -30,18 +29,6 @@ from .parity import (
 )
 from .program import build_program, require_operators
 from .report import ExportReport
-
-
-class ProgramReport(ExportReport):
-    """Of an export whose file is a program for others to lower."""
-
-    def warnings(self) -> list[str]:
-        """What was not seen: the program in an engine."""
-        found = ['run by torch, which computes it in float; a converter such '
-                 "as ExecuTorch's makes integer kernels of it"]
-        if self.batch_size is not None:
-            found.append(f'takes batches of {self.batch_size} alone')
-        return found
 
 
 def _content_of(program: Any, notes: dict[str, str]) -> bytes:
@@ -96,11 +83,7 @@ def export_program(model: nn.Module,
         FileNotFoundError: If there is no folder for the file.
     """
     require_operators()
-    path = Path(path)
-    if batch_size is not None:
-        require_size(batch_size)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f'not exported: no folder {path.parent}')
+    path = checked_path(path, batch_size)
     model = unwrapped(model)
     with kept_modes(model):
         model.eval()
@@ -115,9 +98,11 @@ def export_program(model: nn.Module,
         in_float = _content_of(
             build_program(model, example, batch_size, quantized=False), {})
     write_whole(path, lambda file: file.write(content))
-    return ProgramReport(
+    return ExportReport(
         str(path), len(content), len(in_float), None, parity, (),
-        exported_layers(model), target='torch.export', batch_size=batch_size)
+        exported_layers(model), target='torch.export', batch_size=batch_size,
+        unseen='run by torch, which computes it in float; a converter such as '
+        "ExecuTorch's makes integer kernels of it")
 
 
 def check_program(model: nn.Module, example: Tensor) -> None:

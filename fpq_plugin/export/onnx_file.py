@@ -25,7 +25,7 @@ from ..layers import quantized_layers
 from ..options import FLOAT_BITS
 from ..targets import Target, target_of
 from ..version import __version__
-from .exportable import compared_batches, require_size, unwrapped
+from .exportable import checked_path, compared_batches, unwrapped
 from .formats import FileFormat, register_format
 from .parity import (
     OTHER_SIZES,
@@ -147,16 +147,12 @@ def export_onnx(model: nn.Module,
     ONNX.require_packages()
     from .runtime import saturates
 
-    rules, path = target_of(target), Path(path)
-    if batch_size is not None:
-        require_size(batch_size)
+    rules, path = target_of(target), checked_path(path, batch_size)
     if unsigned_weights and 'UINT8' not in rules.weights:
         raise ValueError(f'not exported: {rules.title} takes no uint8, set '
                          'unsigned_weights=False')
     if unsigned_weights is None:
         unsigned_weights = rules.measured and saturates()
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f'not exported: no folder {path.parent}')
     model = unwrapped(model)
     with kept_modes(model):
         return _export(model.eval(), path, batches, tolerance, source or {},

@@ -102,6 +102,8 @@ class ExportReport:
             Defaults to None, for a target that it is not.
         lost_kernels (int): Layers that integer biases would have had computed
             on integers besides, where they were given up. Defaults to 0.
+        unseen (str): What the comparison did not see, where the file is not
+            run in what it is for. Defaults to ''.
     """
 
     path: str
@@ -119,6 +121,7 @@ class ExportReport:
     joined: Parity | None = None
     kernels: Kernels | None = None
     lost_kernels: int = 0
+    unseen: str = ''
 
     def ratio(self) -> float:
         """Size over that of the full-precision model."""
@@ -160,8 +163,8 @@ class ExportReport:
                 'in Python and in the hook) makes one that onnxruntime '
                 'computes on integers throughout')
         if not self.latencies:
-            found.append(f'checked against the rules of {self.target}, and '
-                         'not run in it')
+            found.append(self.unseen or 'checked against the rules of '
+                         f'{self.target}, and not run in it')
         if self.batch_size is not None:
             found.append(f'takes batches of {self.batch_size} alone')
         return found

@@ -122,8 +122,8 @@ def attach_safely(model: nn.Module, placing: Placing,
         raise ValueError(
             f'{type(model).__name__} changes tensors in place and reads them '
             'under other names, or answers otherwise each time: no quantizer '
-            'can stand beside its layers. Leave out the target, or set '
-            f'inplace=False in {", ".join(str(each.module) for each in bad)}')
+            'can stand beside its layers. Leave out the target, or write the '
+            'model without inplace=True')
     return rows, Placing(kept, (*placing.left, *(
         f'{joint.module}: its tensor is changed in place under another name'
         for joint in bad)))

@@ -83,7 +83,6 @@ class _Places:
         self.seen, self.target, self.bits = seen, target, bits
         self.modules = dict(model.named_modules())
         self.joints = [op for op in seen.ops if op.kind in target.joints]
-        self.left: list[str] = []
         self.live: set[Op] = {op for op in self.joints if op.whole}
         self.bad: dict[Op, str] = {}
 
