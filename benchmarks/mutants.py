@@ -40,7 +40,8 @@ LIMIT_S = 900
 
 LAYERS = ['test_layers/test_quantized_layer.py']
 EXPORT = ['test_export/test_lowering.py', 'test_export/test_onnx_file.py',
-          'test_export/test_build.py', 'test_export/test_torch_int8.py']
+          'test_export/test_build.py', 'test_export/test_features.py',
+          'test_export/test_torch_int8.py']
 ACCUMULATION = ['test_openmmlab/test_fpq_hook.py::'
                 'test_accumulation_equals_the_large_batch']
 # From a module to its quick tests, and to those for what they leave alive.
@@ -79,10 +80,17 @@ TESTS: dict[str, tuple[list[str], list[str]]] = {
         ['test_openmmlab/test_teacher.py',
          'test_openmmlab/test_checkpoints.py']),
     'export/integers.py': (['test_export/test_integers.py'], EXPORT),
-    'export/lowering.py': (
-        ['test_export/test_lowering.py'], ['test_export']),
+    'export/lowering.py': (['test_export/test_lowering.py'], EXPORT),
+    'export/features.py': (['test_export/test_features.py'], EXPORT),
+    'export/filling.py': (['test_export/test_filling.py'], EXPORT),
     'export/folding.py': (
-        ['test_export/test_folding.py'], ['test_export']),
+        ['test_export/test_folding.py'],
+        ['test_export/test_padding.py', 'test_joints/test_biases.py',
+         *EXPORT]),
+    'joints/biases.py': (
+        ['test_joints/test_biases.py'],
+        ['test_joints/test_attaching.py', 'test_export/test_folding.py',
+         'test_openmmlab/test_joints_of_run.py']),
 }
 # Why a survivor computes the same: by its module and its change.
 EQUIVALENT: dict[str, dict[str, str]] = {
