@@ -24,7 +24,8 @@ MMPRETRAIN = [
 EXPORT = [
     'onnx>=1.17,<1.21',
     'onnx-ir>=1.0,<2',
-    'onnxruntime>=1.20,<1.25',
+    # 1.21 to 1.24 multiply integers wrongly on processors with AMX.
+    'onnxruntime>=1.20,<1.33,!=1.21.*,!=1.22.*,!=1.23.*,!=1.24.*',
 ]
 BREVITAS = [
     # Below 0.14: the adapters use what Brevitas does not promise to keep.

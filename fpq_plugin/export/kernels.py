@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import onnx
 import onnx_ir as ir
 
-from .lowering import LAYER, is_constant
+from .lowering import LAYER, array_of, is_constant
 
 LAYERS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul')
 INTEGER_LAYERS = ('QLinearConv', 'QGemm', 'QLinearMatMul',
@@ -32,10 +32,13 @@ class Kernels:
             weight its name, and why it is computed in float; '' on integers.
         others (tuple[tuple[str, int], ...]): Kernels of integers besides,
             such as QLinearAdd, and how many there are.
+        risky (int): Layers on integers of a width that onnxruntime 1.21 to
+            1.24 computes wrongly on a processor with AMX. Defaults to 0.
     """
 
     layers: tuple[tuple[str, str], ...]
     others: tuple[tuple[str, int], ...]
+    risky: int = 0
 
     def on_integers(self) -> int:
         """How many layers are computed on integers."""
@@ -59,6 +62,13 @@ class Kernels:
             told.append(f'{reason} ({len(names)}: {shown})')
         return text + ('; float because ' * bool(told)) + ', '.join(told)
 
+    def warning(self) -> str:
+        """Which versions of onnxruntime do not compute the file right."""
+        return '' if not self.risky else (
+            f'onnxruntime 1.21 to 1.24 may compute {self.risky} of its layers '
+            'wrongly on processors with AMX (Intel Xeon since 2023): run it '
+            'in 1.25 or newer, or in 1.20')
+
     def as_dict(self) -> dict:
         """All figures, for JSON."""
         return dict(
@@ -80,17 +90,18 @@ def find_kernels(model: ir.Model, content: bytes) -> Kernels:
     optimized = optimized_graph(content)
     in_float = {node.input[0] for node in optimized.node
                 if node.op_type == 'DequantizeLinear'}
-    layers = []
+    layers, risky = [], 0
     for node in model.graph:
         weight = _weight_of(node)
         if weight is not None:
             reason = _reason(node, weight) if weight.name in in_float else ''
             layers.append((weight.meta[LAYER], reason))
+            risky += not reason and _columns(node, weight) % 32 > 16
     others = Counter(
         node.op_type for node in optimized.node
         if node.op_type.startswith('QLinear')
         and node.op_type not in INTEGER_LAYERS)
-    return Kernels(tuple(layers), tuple(sorted(others.items())))
+    return Kernels(tuple(layers), tuple(sorted(others.items())), risky)
 
 
 def optimized_graph(content: bytes) -> onnx.GraphProto:
@@ -124,6 +135,16 @@ def _weight_of(node: ir.Node) -> ir.Value | None:
                     LAYER in maker.inputs[0].meta):
                 return maker.inputs[0]
     return None
+
+
+def _columns(node: ir.Node, weight: ir.Value) -> int:
+    """Of the matrix product that a layer is: outputs, of each group."""
+    shape = array_of(weight).shape
+    if node.op_type == 'Conv':
+        group = node.attributes.get('group')
+        return shape[0] // (group.as_int() if group else 1)
+    transposed = node.attributes.get('transB')
+    return shape[0 if transposed and transposed.as_int() else -1]
 
 
 def _reason(node: ir.Node, weight: ir.Value) -> str:

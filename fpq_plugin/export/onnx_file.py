@@ -142,12 +142,14 @@ def export_onnx(model: nn.Module,
         TypeError: If ``batch_size`` is not an integer.
         ParityError: If the exported model answers otherwise.
         FileNotFoundError: If there is no folder for the file.
-        ImportError: If onnx, onnx-ir or onnxruntime is missing.
+        ImportError: If onnx, onnx-ir or onnxruntime is missing, or that
+            onnxruntime multiplies integers wrongly on this processor.
     """
     ONNX.require_packages()
-    from .runtime import saturates
+    from .runtime import refuse_wrong_products, saturates
 
     rules, path = target_of(target), checked_path(path, batch_size)
+    refuse_wrong_products(rules)
     if unsigned_weights and 'UINT8' not in rules.weights:
         raise ValueError(f'not exported: {rules.title} takes no uint8, set '
                          'unsigned_weights=False')
@@ -238,10 +240,14 @@ def check_onnx(model: nn.Module, example: Tensor,
 
     Raises:
         ValueError: If something cannot be exported; the message names it.
+        ImportError: As :func:`export_onnx`.
     """
     from .build import trace_model
+    from .runtime import refuse_wrong_products
 
-    trace_model(model, example, target_of(target)).build()
+    rules = target_of(target)
+    refuse_wrong_products(rules)
+    trace_model(model, example, rules).build()
 
 
 ONNX = register_format(FileFormat(

@@ -162,6 +162,8 @@ class ExportReport:
                 'this file is for any runtime; --target onnxruntime (target= '
                 'in Python and in the hook) makes one that onnxruntime '
                 'computes on integers throughout')
+        if self.kernels is not None and self.kernels.warning():
+            found.append(self.kernels.warning())
         if not self.latencies:
             found.append(self.unseen or 'checked against the rules of '
                          f'{self.target}, and not run in it')

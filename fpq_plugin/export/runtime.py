@@ -112,6 +112,43 @@ def saturates() -> bool:
         4 * 255 * 127)
 
 
+@lru_cache
+def multiplies_wrongly() -> bool:
+    """Whether onnxruntime's integer products are wrong on this processor.
+
+    Those of 1.21 to 1.24 are on one with AMX, for 32 rows and more, if 17 to
+    31 columns are left over (microsoft/onnxruntime, pull request 27671).
+    """
+    weight = (torch.arange(64 * 24) * 7 % 255 - 127).view(64, 24)
+    x = (torch.arange(32 * 64) * 11 % 251).view(32, 64)
+    numbers = ', '.join(map(str, weight.flatten().tolist()))
+    model = ir.from_onnx_text(f"""
+        <ir_version: 8, opset_import: ["": 17]>
+        multiplies (uint8[32, 64] {INPUT}) => (int32[32, 24] product)
+        <int8[64, 24] weight = {{{numbers}}}>
+        {{ product = MatMulInteger({INPUT}, weight) }}""")
+    run = open_session(ir.to_proto(model).SerializeToString())
+    return not torch.equal(run(x.to(torch.uint8)).long(), x @ weight)
+
+
+def refuse_wrong_products(target: Target) -> None:
+    """Refuse an onnxruntime that would compute the file wrongly here.
+
+    Args:
+        target (Target): The engine that the file is for.
+
+    Raises:
+        ImportError: Naming the version, and those to take.
+    """
+    if target.measured and multiplies_wrongly():
+        import onnxruntime
+
+        raise ImportError(
+            f'not exported: onnxruntime {onnxruntime.__version__} multiplies '
+            'integers wrongly on this processor, which has AMX: pip install '
+            "'onnxruntime>=1.25' (Python 3.10: 'onnxruntime<1.21')")
+
+
 def latencies(runs: list[Run], x: Tensor,
               repeats: int = 20) -> list[float]:
     """Median seconds of each on ``x``, taken in turn so that all are equal.

@@ -114,3 +114,34 @@ def test_no_target_that_is_not_run_has_kernels(x, tmp_path):
     assert report.kernels is None
     assert 'integer kernels' not in str(report)
     onnx.checker.check_model(onnx.load(tmp_path / 'model.onnx'))
+
+
+@pytest.mark.parametrize(('layer', 'shape', 'columns'), [
+    (lambda: nn.Conv2d(4, 24, 3), (4, 8, 8), 24),
+    (lambda: nn.Conv2d(4, 49, 1), (4, 8, 8), 49),
+    (lambda: nn.Conv2d(4, 32, 3), (4, 8, 8), 32),
+    (lambda: nn.Conv2d(4, 16, 3), (4, 8, 8), 16),
+    (lambda: nn.Conv2d(4, 48, 3, groups=2), (4, 8, 8), 24),
+    (lambda: nn.Conv2d(24, 24, 3, groups=24), (24, 8, 8), 1),
+    (lambda: nn.Linear(8, 31), (5, 8), 31),
+    (lambda: nn.Linear(8, 31), (8, ), 31),
+    (lambda: nn.Linear(24, 8), (24, ), 8),
+    (lambda: nn.Linear(24, 8, bias=False), (5, 24), 8),
+])
+def test_widths_that_older_onnxruntimes_get_wrong_are_told(
+        layer, shape, columns, tmp_path):
+    """Those whose last 32 columns are 17 to 31, on processors with AMX."""
+    x, first = torch.randn(40, *shape), layer()
+    last = (nn.Linear(first.out_features, 3) if hasattr(first, 'out_features')
+            else nn.Conv2d(first.out_channels, 3, 1))
+    model = quantized(nn.Sequential(first, nn.ReLU(), last), x, **EIGHT)
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(model, path, [(x, None)], target='onnxruntime')
+    assert report.kernels.layers[0] == ('0', '')
+    wrong = columns % 32 in range(17, 32)
+    assert report.kernels.risky == wrong
+    told = [line for line in report.warnings() if 'AMX' in line]
+    assert len(told) == wrong
+    if wrong:
+        assert '1 of its layers' in told[0]
+        assert told[0] in str(report)

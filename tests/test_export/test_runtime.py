@@ -1,5 +1,6 @@
 """onnxruntime, with sums beyond 16 bits; a file held against its engine."""
 
+import re
 import time
 from importlib.util import find_spec
 
@@ -13,8 +14,10 @@ from torch import nn
 
 from fpq_plugin.export import export_onnx, runtime
 from fpq_plugin.export.build import build_onnx
+from fpq_plugin.export.onnx_file import check_onnx
 from fpq_plugin.export.runtime import (
     latencies,
+    multiplies_wrongly,
     open_in_openvino,
     open_session,
     opener_of,
@@ -135,3 +138,47 @@ def test_without_its_engine_a_file_is_checked(x, monkeypatch, tmp_path):
     report = export_onnx(model, tmp_path / 'model.onnx', [(x, None)],
                          target='openvino')
     assert 'the rules of OpenVINO, and not run in it' in str(report)
+
+
+def test_this_onnxruntime_multiplies_rightly():
+    assert not multiplies_wrongly()
+
+
+def test_one_that_does_not_is_refused_before_anything(model, x, tmp_path,
+                                                      monkeypatch):
+    """As 1.21 to 1.24 on processors with AMX."""
+    monkeypatch.setattr(runtime, 'multiplies_wrongly', lambda: True)
+    path = tmp_path / 'model.onnx'
+    with pytest.raises(ImportError, match=re.escape(
+            f'onnxruntime {onnxruntime.__version__} multiplies integers '
+            'wrongly on this processor')):
+        export_onnx(model, path, [(x, None)])
+    with pytest.raises(ImportError, match="pip install 'onnxruntime>=1.25'"):
+        check_onnx(model, x)
+    assert not list(tmp_path.iterdir())
+    # Elsewhere the file is computed in float here.
+    assert export_onnx(quantized(net(), torch.rand(8, 3, 8, 8),
+                                 activation=dict(symmetric=True)), path,
+                       [(torch.rand(8, 3, 8, 8), None)],
+                       target='tensorrt').parity.images == 8
+
+
+def test_products_are_found_wrong_where_they_are(monkeypatch):
+    right = open_session
+
+    def wrong(model, unpack=False):
+        run = right(model, unpack)
+
+        def answer(x):
+            found = run(x).clone()
+            found[-1, 16] += 1
+            return found
+
+        return answer
+
+    multiplies_wrongly.cache_clear()
+    monkeypatch.setattr(runtime, 'open_session', wrong)
+    try:
+        assert multiplies_wrongly()
+    finally:
+        multiplies_wrongly.cache_clear()
