@@ -1,4 +1,4 @@
-"""The command ``fpq``, also ``python -m fpq_plugin``: export and analyze."""
+"""The command ``fpq``, also ``python -m fpq_plugin``: after the training."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from .analysis.study import StudySettings, run_study, study_layer
 from .analysis.trained_models import load_trained_models
 from .export.formats import format_of, known_endings
 from .export.parity import TOLERANCE, ParityError
+from .openmmlab.evaluation import evaluate_file
 from .openmmlab.export_run import IMAGES, export_checkpoint
 from .targets import known_targets
 from .version import __version__
@@ -112,9 +113,8 @@ def run_export(args: argparse.Namespace) -> None:
     format_of(args.out)
     if args.images < 1:
         raise ValueError(f'--images must be at least 1, got {args.images}')
-    for option, file in (('--out', Path(args.out)), ('--json', args.json)):
-        if file is not None and not file.parent.is_dir():
-            raise FileNotFoundError(f'{option}: no folder {file.parent}')
+    _require_folder('--out', Path(args.out))
+    _require_folder('--json', args.json)
     options = dict(unsigned_weights=args.unsigned_weights,
                    target=args.target, batch_size=args.batch_size)
     # A format need not know what was not asked for.
@@ -129,6 +129,73 @@ def run_export(args: argparse.Namespace) -> None:
     print(report)
     if args.json is not None:
         args.json.write_text(json.dumps(report.as_dict(), indent=1) + '\n')
+
+
+def _require_folder(option: str, file: Path | None) -> None:
+    if file is not None and not file.parent.is_dir():
+        raise FileNotFoundError(f'{option}: no folder {file.parent}')
+
+
+# -- fpq evaluate ---------------------------------------------------------
+
+_EVALUATE = """\
+Test an exported file as "mim test" tests a checkpoint: the config's own test
+data, pipeline and metric, with the answers of the engine.
+"""
+_EVALUATE_EPILOG = """\
+example:
+  fpq evaluate my_fpq_config.py model.onnx \\
+      --checkpoint work_dirs/my_fpq_config/epoch_100.pth
+
+what it prints:
+  A line for each metric: the file's and, with --checkpoint, the trained
+  model's and the difference.
+"""
+
+
+def add_evaluate(commands: Any) -> None:
+    """Add ``evaluate`` to the commands of ``fpq``.
+
+    Args:
+        commands (argparse._SubParsersAction): The commands.
+    """
+    parser = commands.add_parser(
+        'evaluate', help="an exported file, by the config's test",
+        description=_EVALUATE, epilog=_EVALUATE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', metavar='CONFIG',
+                        help='the config of the training')
+    parser.add_argument('file', metavar='FILE',
+                        help='what "fpq export" wrote')
+    parser.add_argument('--checkpoint', metavar='CHECKPOINT',
+                        help='what the file was exported from, to be tested '
+                        'beside it')
+    parser.add_argument('--engine', metavar='NAME',
+                        help="onnxruntime, openvino or torch (default: the "
+                        'one that the file is for)')
+    parser.add_argument('--json', metavar='FILE', type=Path,
+                        help='write the figures here, too')
+    parser.set_defaults(run=run_evaluate)
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    """Evaluate, and print the metrics.
+
+    Args:
+        args (argparse.Namespace): What the parser of :func:`add_evaluate`
+            made.
+
+    Raises:
+        ValueError: If the file, the engine or the config does not do.
+        ImportError: If a package is missing.
+        FileNotFoundError: If a file or a folder is missing.
+    """
+    _require_folder('--json', args.json)
+    found = evaluate_file(args.config, args.file, args.checkpoint,
+                          args.engine)
+    print(found)
+    if args.json is not None:
+        args.json.write_text(json.dumps(found.as_dict(), indent=1) + '\n')
 
 
 # -- fpq analyze ----------------------------------------------------------
@@ -299,7 +366,7 @@ def _draw_accuracy_batches(config: Config, most: int,
 
 # -- fpq ------------------------------------------------------------------
 
-COMMANDS = (add_export, add_analyze)
+COMMANDS = (add_export, add_evaluate, add_analyze)
 """Each takes the parser's subcommands, adds one, and sets ``run`` on it."""
 USER_ERRORS = (ValueError, TypeError, ImportError, FileNotFoundError)
 """What a wrong argument, file or installation raises."""

@@ -18,7 +18,7 @@ from .._compat.files import write_whole
 from .._compat.restoring import kept_modes
 from ..version import __version__
 from .exportable import checked_path, compared_batches, unwrapped
-from .formats import FileFormat, register_format
+from .formats import FileFormat, OpenedFile, register_format
 from .onnx_file import exported_layers
 from .parity import (
     OTHER_SIZES,
@@ -118,10 +118,38 @@ def check_program(model: nn.Module, example: Tensor) -> None:
     build_program(model, example)
 
 
+def open_program(path: str | os.PathLike,
+                 engine: str | None = None) -> OpenedFile:
+    """Open a ``.pt2`` file in torch.
+
+    Args:
+        path (str | os.PathLike): The file.
+        engine (str, optional): 'torch', or None.
+
+    Returns:
+        OpenedFile: What runs it.
+
+    Raises:
+        ValueError: If another engine is asked for.
+    """
+    if engine not in (None, 'torch'):
+        raise ValueError(f"a .pt2 file is run by 'torch' here, not by "
+                         f'{engine!r}')
+    require_operators()
+    program = torch.export.load(os.fspath(path))
+    first = next(node for node in program.graph.nodes if node.op ==
+                 'placeholder' and 'val' in node.meta and node.name in
+                 program.graph_signature.user_inputs)
+    size = first.meta['val'].shape[0]
+    return OpenedFile(program.module(), 'torch',
+                      size if isinstance(size, int) else None)
+
+
 PT2 = register_format(FileFormat(
     name='ExportedProgram',
     endings=('.pt2', ),
     packages=(),
     extra='',
     check=check_program,
-    write=export_program))
+    write=export_program,
+    open=open_program))

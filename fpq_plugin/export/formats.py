@@ -20,7 +20,25 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .report import ExportReport
+
+
+@dataclass(frozen=True)
+class OpenedFile:
+    """A file that an engine has opened.
+
+    Attributes:
+        run (Callable): From inputs (N, ...) to the answers.
+        engine (str): The engine, for messages.
+        batch_size (int, optional): The only N that it takes. Defaults to
+            None, any.
+    """
+
+    run: Callable[[Tensor], Tensor]
+    engine: str
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,10 @@ class FileFormat:
             compares before it writes.
         takes_target (bool): Whether both take the name of an engine, as
             ``target``. Defaults to False.
+        open (Callable[..., OpenedFile], optional): Takes a path and the name
+            of an engine, None for the one that the file is for, and opens
+            the file; ValueError or ImportError if it cannot. Defaults to
+            None: nothing here opens it.
     """
 
     name: str
@@ -51,6 +73,7 @@ class FileFormat:
     check: Callable[..., Any]
     write: Callable[..., ExportReport]
     takes_target: bool = False
+    open: Callable[..., OpenedFile] | None = None
 
     def require_packages(self) -> None:
         """Refuse to go on without the format's packages.

@@ -26,7 +26,7 @@ from ..options import FLOAT_BITS
 from ..targets import Target, target_of
 from ..version import __version__
 from .exportable import checked_path, compared_batches, unwrapped
-from .formats import FileFormat, register_format
+from .formats import FileFormat, OpenedFile, register_format
 from .parity import (
     OTHER_SIZES,
     TOLERANCE,
@@ -250,6 +250,15 @@ def check_onnx(model: nn.Module, example: Tensor,
     trace_model(model, example, rules).build()
 
 
+def open_onnx(path: str | os.PathLike,
+              engine: str | None = None) -> OpenedFile:
+    """Open an ONNX file, see :func:`.runtime.open_file`."""
+    ONNX.require_packages()
+    from .runtime import open_file
+
+    return open_file(path, engine)
+
+
 ONNX = register_format(FileFormat(
     name='ONNX',
     endings=('.onnx', ),
@@ -257,4 +266,5 @@ ONNX = register_format(FileFormat(
     extra='export',
     check=check_onnx,
     write=export_onnx,
-    takes_target=True))
+    takes_target=True,
+    open=open_onnx))

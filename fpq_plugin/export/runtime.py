@@ -7,17 +7,21 @@ it is for that, and there.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 from statistics import median
 
+import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from ..targets import OPENVINO, Target
+from ..targets import ONNXRUNTIME, OPENVINO, Target, known_targets, target_of
+from .formats import OpenedFile
 from .lowering import LAYER, array_of
 from .tracing import INPUT
 
@@ -47,9 +51,10 @@ def open_session(model: bytes, unpack: bool = False) -> Run:
         options.add_session_config_entry('session.disable_quant_qdq', '1')
     session = onnxruntime.InferenceSession(
         model, options, providers=['CPUExecutionProvider'])
+    name = session.get_inputs()[0].name
 
     def run(x: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {INPUT: x.numpy()})[0])
+        return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
     return run
 
@@ -93,6 +98,54 @@ def opener_of(target: Target) -> Callable[[bytes], Run] | None:
     if target.name == OPENVINO.name and find_spec('openvino'):
         return open_in_openvino
     return None
+
+
+def open_file(path: str | os.PathLike,
+              engine: str | None = None) -> OpenedFile:
+    """Open an ONNX file of one input and one output, by any tool.
+
+    Args:
+        path (str | os.PathLike): The file.
+        engine (str, optional): 'onnxruntime' or 'openvino'. Defaults to
+            None: the one that an export wrote the file for; onnxruntime if it
+            is for another, which then computes what the file says in float.
+
+    Returns:
+        OpenedFile: What runs it.
+
+    Raises:
+        ValueError: If the engine is unknown, or the file has more inputs.
+        ImportError: If the engine is missing or multiplies wrongly.
+    """
+    content = Path(path).read_bytes()
+    model = onnx.load_from_string(content)
+    notes = {note.key: note.value for note in model.metadata_props}
+    target = target_of(notes.get('fpq.target') if notes.get(
+        'fpq.target') in known_targets() else None)
+    name = engine or (target.name if target.name == OPENVINO.name
+                      else ONNXRUNTIME.name)
+    made = {init.name for init in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in made]
+    if len(inputs) != 1 or len(model.graph.output) != 1:
+        raise ValueError(
+            f'{os.fspath(path)!r} has {len(inputs)} inputs and '
+            f'{len(model.graph.output)} outputs: one of each is taken')
+    size = inputs[0].type.tensor_type.shape.dim[0].dim_value or None
+    if name == OPENVINO.name:
+        if find_spec('openvino') is None:
+            raise ImportError("engine 'openvino' needs openvino: pip install "
+                              "'fpq-openmmlab[openvino]'")
+        return OpenedFile(open_in_openvino(content), 'OpenVINO', size)
+    if name != ONNXRUNTIME.name:
+        raise ValueError(f"engine must be 'onnxruntime' or 'openvino' for an "
+                         f'ONNX file, got {name!r}')
+    in_float = not engine and not target.measured
+    if not in_float:
+        refuse_wrong_products(ONNXRUNTIME)
+    return OpenedFile(
+        open_session(content, unpack=in_float), 'onnxruntime' + (
+            f', in float: the file is for {target.title}' if in_float else ''),
+        size)
 
 
 @lru_cache

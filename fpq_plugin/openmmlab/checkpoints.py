@@ -39,6 +39,22 @@ from .config_checks import assigned, is_fpq_hook, recipe_of
 from .model_families import convert_mm_model, unwrap
 
 
+def build_model(cfg: Config) -> nn.Module:
+    """The model of a config, in full precision, with fresh weights.
+
+    Args:
+        cfg (Config): The config of a run.
+
+    Returns:
+        nn.Module: With the config's data preprocessor, for one process.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    model_cfg = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor') is not None:
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return revert_sync_batchnorm(MODELS.build(model_cfg))
+
+
 def load_model(config: str | Config,
                checkpoint: str,
                device: str | torch.device = 'cpu') -> nn.Module:
@@ -62,11 +78,7 @@ def load_model(config: str | Config,
             quantization.
     """
     cfg = Config.fromfile(config) if isinstance(config, str) else config
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    model_cfg = copy.deepcopy(cfg.model)
-    if cfg.get('data_preprocessor') is not None:
-        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = revert_sync_batchnorm(MODELS.build(model_cfg))
+    model = build_model(cfg)
     recipe = recipe_of(cfg)
     content = load_file(checkpoint)
     state = bare_state(content)
