@@ -93,7 +93,9 @@ def calibrate(model: nn.Module,
                                   forward or run_batch, training)
     if missed:
         warn('calibration reached no input of '
-             f'{", ".join(dict.fromkeys(missed))}')
+             f'{", ".join(dict.fromkeys(missed))}: no forward called it, so '
+             'it stays float. (If a forward uses its weight instead, '
+             'register_weight_reader mends it.)')
     if zero:
         warn(f'calibration saw only zeros in the input of {", ".join(zero)}, '
              'which stays float until a training batch has other values')

@@ -40,15 +40,16 @@ LSQ: dict[str, Any] = dict(type='LSQFakeQuantize', bits=4)
 LOG_LSQ: dict[str, Any] = dict(type='LogLSQFakeQuantize', bits=4)
 SFP: dict[str, Any] = dict(type='StochasticFeaturePerturbation', p=0.1)
 CSD: dict[str, Any] = dict(type='CSDLoss', loss_weight=1.0)
+LOGITS: dict[str, Any] = dict(
+    type='LogitKD', loss_weight=3.0, temperature=4.0)
 PRESETS: dict[str, dict[str, Any]] = {
     'recommended': dict(
         weight=LOG_LSQ,
         activation=dict(LOG_LSQ, observer='mse'),
         perturbation={**SFP, 'p': 0.5},
         distillation=[
-            {**CSD, 'fades': 'out'},
-            dict(type='LogitKD', loss_weight=3.0, temperature=4.0,
-                 fades='in'),
+            {**CSD, 'fades': 'out', 'fades_by': 0.1},
+            {**LOGITS, 'fades': 'in', 'fades_by': 0.1},
         ],
         objective='mean'),
     'paper': dict(
@@ -114,7 +115,9 @@ class Recipe:
             lambda, so that the gradient stays of the size that the learning
             rate was found for. The log has the undivided losses. Defaults to
             the preset's.
-        teacher (str, optional): Full-precision checkpoint of the teacher.
+        teacher (str | dict, optional): Full-precision checkpoint of the
+            teacher. ``dict(config=..., checkpoint=...)`` is a teacher of
+            another architecture, a larger one say, for losses of the logits.
             Defaults to None: the full-precision weights that the run starts
             from; a resumed run finds them again in its work directory.
         calibration (dict): ``num_images``: training images that set the
@@ -171,7 +174,7 @@ class Recipe:
     perturbation: dict | None = OF_PRESET
     distillation: dict | Sequence[dict] | None = OF_PRESET
     objective: str = OF_PRESET
-    teacher: str | None = None
+    teacher: str | Mapping[str, str] | None = None
     calibration: Mapping[str, Any] = field(
         default_factory=lambda: dict(num_images=100))
     first_last_bits: int | None = 8
@@ -293,6 +296,10 @@ class Recipe:
             of_all = [CSD] if of_all else ()
         return [build(self.name_of('distillation'), cfg) for cfg in of_all]
 
+    def has_other_teacher(self) -> bool:
+        """Whether the teacher is of another architecture."""
+        return isinstance(self.teacher, Mapping)
+
     @property
     def distills_as_preset(self) -> bool:
         """Whether ``distillation`` is the preset's, untouched."""
@@ -396,6 +403,8 @@ class Recipe:
         given = self.distillation
         if given is OF_PRESET:
             given = PRESETS[self.preset]['distillation']
+            if self.has_other_teacher() and self.preset != 'paper':
+                given = [LOGITS]
         if not isinstance(given, (list, tuple)):
             given = [merge(CSD, given)]
         for each in given:
@@ -467,10 +476,29 @@ class Recipe:
         for option in ('skip', 'distill_skip'):
             refuse_no_patterns(self.name_of(option), getattr(self, option))
 
+    def _check_teacher(self) -> None:
+        key, teacher = self.name_of('teacher'), self.teacher
+        if teacher is None or isinstance(teacher, str):
+            return
+        if not isinstance(teacher, Mapping):
+            raise TypeError(
+                f'{key}: must be the path or URL of a checkpoint, or '
+                f'dict(config=..., checkpoint=...), got {teacher!r}')
+        refuse_unknown(key, teacher, ['config', 'checkpoint'])
+        for part in ('config', 'checkpoint'):
+            if not isinstance(teacher.get(part), str):
+                raise TypeError(f'{key}.{part}: must be a path, got '
+                                f'{teacher.get(part)!r}')
+        for loss in self.losses():
+            if not loss.of_one_layer():
+                raise ValueError(
+                    f'{self.name_of("distillation")}: {type(loss).__name__} '
+                    'compares layers by their names, which a teacher of '
+                    f'another architecture ({key}.config) does not share; '
+                    "take dict(type='LogitKD')")
+
     def _check_training(self) -> None:
-        if self.teacher is not None and not isinstance(self.teacher, str):
-            raise TypeError(f'{self.name_of("teacher")}: must be the path or '
-                            f'URL of a checkpoint, got {self.teacher!r}')
+        self._check_teacher()
         if self.objective not in ('mean', 'sum'):
             raise ValueError(f"{self.name_of('objective')}: must be 'mean' "
                              f"or 'sum', got {self.objective!r}")

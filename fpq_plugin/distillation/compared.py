@@ -75,7 +75,7 @@ def refuse_uncalled(criteria: Iterable[DistillationLoss], name: str,
         RuntimeError: If one of the losses is of this layer alone.
     """
     for criterion in criteria:
-        if criterion.layer is not None or criterion.last_layer_only:
+        if criterion.of_one_layer():
             raise RuntimeError(
                 f'{type(criterion).__name__} compares {name} alone, and the '
                 f'{model} did not call it: {WAY_OUT}')

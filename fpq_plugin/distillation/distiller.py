@@ -50,14 +50,17 @@ class Distiller:
             of losses that are never taken. Defaults to ``warnings.warn``.
         skip (Sequence[str]): Name patterns of layers that are not to be
             distilled.
+        teacher_layer (str, optional): The layer of a teacher of another
+            architecture that the student's is compared with, by losses of
+            one layer. Defaults to None: layers of the same name.
         own_hooks (bool): Whether the student's forward begins and ends the
             comparison. False leaves :meth:`begin` and :meth:`end` to the
             caller, who has more to do around a forward. Defaults to True.
 
     Raises:
         ValueError: If the student has no quantized layer, the teacher lacks
-            one of them or is quantized, or a loss of one layer does not find
-            it.
+            one of them or is quantized, a loss of one layer does not find
+            it, or one of many layers has ``teacher_layer``.
 
     Examples:
         >>> import copy, torch, fpq_plugin
@@ -79,6 +82,7 @@ class Distiller:
                  condition: Callable[[dict], bool] | None = None,
                  warn: Callable[[str], Any] = warnings.warn,
                  skip: Sequence[str] = (),
+                 teacher_layer: str | None = None,
                  own_hooks: bool = True) -> None:
         self.teacher = teacher
         self.criteria = ([criterion] if isinstance(criterion, nn.Module) else
@@ -94,9 +98,10 @@ class Distiller:
         self._tally = Tally(warn)
         self._unmatched: set[str] = set()
 
-        fades: dict[str, str | None] = {}
+        fades: dict[str, tuple] = {}
         for each in self.criteria:
-            if fades.setdefault(each.label, each.fades) != each.fades:
+            how = each.fades, each.fades_by
+            if fades.setdefault(each.label, how) != how:
                 raise ValueError(
                     f'two losses of the label {each.label!r} fade '
                     'differently: give them the same fades')
@@ -112,7 +117,12 @@ class Distiller:
         for each in self.criteria:
             for name in layers_of(each, list(layers), skipped):
                 self._criteria[name].append(each)
-        known = frozen_layers(teacher, self._criteria)
+            if teacher_layer is not None and not each.of_one_layer():
+                raise ValueError(
+                    f'{type(each).__name__} compares layers by their names, '
+                    'which a teacher of another architecture does not share')
+        known = frozen_layers(teacher, [teacher_layer] if teacher_layer
+                              else self._criteria)
         self._handles = []
         if own_hooks:
             self._handles += [
@@ -124,7 +134,8 @@ class Distiller:
             ]
         for name in self._criteria:
             self._handles += [
-                known[name].register_forward_hook(self._keep(name)),
+                known[teacher_layer or name].register_forward_hook(
+                    self._keep(name)),
                 layers[name].register_forward_hook(self._compare(name)),
             ]
 

@@ -50,13 +50,20 @@ class DistillationLoss(ABC, nn.Module):
     takes_empty = False
     part: Tensor | None = None
     fades: str | None = None
+    fades_by: float = 1.0
 
-    def fade(self, which: str | None) -> None:
+    def of_one_layer(self) -> bool:
+        """Whether one layer's output is compared, not every layer's."""
+        return self.last_layer_only or self.layer is not None
+
+    def fade(self, which: str | None, by: float = 1.0) -> None:
         """Have the loss fade over the training, along a cosine.
 
         Args:
             which (str, optional): 'out': from its weight to 0; 'in': from 0
                 to its weight; None: neither.
+            by (float): The share of the training at which it has, above 0
+                and at most 1. Defaults to 1.0.
 
         Raises:
             ValueError: If it is another value.
@@ -64,7 +71,10 @@ class DistillationLoss(ABC, nn.Module):
         if which not in (None, 'in', 'out'):
             raise ValueError(f"fades must be 'in', 'out' or None, got "
                              f'{which!r}')
-        self.fades = which
+        if not is_number(by, 0) or not 0 < by <= 1:
+            raise ValueError('fades_by must be a share of the training, '
+                             f'above 0 and at most 1, got {by!r}')
+        self.fades, self.fades_by = which, by
         # A tensor, so that no compiled graph has it as a constant.
         self.part = None if which is None else torch.ones(())
         self.set_progress(0.0)
@@ -76,6 +86,7 @@ class DistillationLoss(ABC, nn.Module):
             share (float): How much of the training is over, 0 to 1.
         """
         if self.part is not None:
+            share = min(share / self.fades_by, 1.0)
             left = (1 + math.cos(math.pi * share)) / 2
             self.part.fill_(left if self.fades == 'out' else 1 - left)
 
@@ -164,6 +175,8 @@ class CSDLoss(DistillationLoss):
         fades (str, optional): Whether lambda falls to 0 over the training,
             'out', or rises from it, 'in', along a cosine. Defaults to None:
             it stays.
+        fades_by (float): The share of the training at which it has, above 0
+            and at most 1. Defaults to 1.0.
 
     Raises:
         ValueError: If an option has another value than these.
@@ -186,7 +199,8 @@ class CSDLoss(DistillationLoss):
                  statistics: str = 'batch',
                  eps: float = 1e-5,
                  sync: bool = False,
-                 fades: str | None = None) -> None:
+                 fades: str | None = None,
+                 fades_by: float = 1.0) -> None:
         super().__init__()
         if reduction not in ('mean', 'channel_sum', 'sum'):
             raise ValueError("reduction must be 'mean', 'channel_sum' or "
@@ -199,7 +213,7 @@ class CSDLoss(DistillationLoss):
                              f'{loss_weight!r}')
         if not is_number(eps, 0) or eps == 0:
             raise ValueError(f'eps must be a number > 0, got {eps!r}')
-        self.fade(fades)
+        self.fade(fades, fades_by)
         self.loss_weight = loss_weight
         self.reduction = reduction
         self.statistics = statistics
@@ -261,7 +275,8 @@ class CSDLoss(DistillationLoss):
         return (f'loss_weight={self.loss_weight}, '
                 f'reduction={self.reduction!r}, '
                 f'statistics={self.statistics!r}, eps={self.eps}, '
-                f'sync={self.sync}, fades={self.fades!r}')
+                f'sync={self.sync}, fades={self.fades!r}, '
+                f'fades_by={self.fades_by}')
 
 
 # -- the logits: the usual knowledge distillation -------------------------
@@ -282,6 +297,7 @@ class LogitKD(DistillationLoss):
         layer (str, optional): Name pattern of the layer whose output the
             logits are. Defaults to None: as above.
         fades (str, optional): As in :class:`CSDLoss`. Defaults to None.
+        fades_by (float): As in :class:`CSDLoss`. Defaults to 1.0.
 
     Raises:
         ValueError: If ``loss_weight`` is negative, ``temperature`` is not
@@ -303,9 +319,10 @@ class LogitKD(DistillationLoss):
                  loss_weight: float = 1.0,
                  temperature: float = 4.0,
                  layer: str | None = None,
-                 fades: str | None = None) -> None:
+                 fades: str | None = None,
+                 fades_by: float = 1.0) -> None:
         super().__init__()
-        self.fade(fades)
+        self.fade(fades, fades_by)
         if not is_number(loss_weight, 0):
             raise ValueError('loss_weight must be a number >= 0, got '
                              f'{loss_weight!r}')
@@ -350,4 +367,4 @@ class LogitKD(DistillationLoss):
     def extra_repr(self) -> str:
         return (f'loss_weight={self.loss_weight}, '
                 f'temperature={self.temperature}, layer={self.layer!r}, '
-                f'fades={self.fades!r}')
+                f'fades={self.fades!r}, fades_by={self.fades_by}')

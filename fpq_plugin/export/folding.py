@@ -203,7 +203,9 @@ def _bias_integers(
     if not target.narrow_biases and (weight.type.high < 127 or not all(
             grid.fills_type() for grid in (before, *after))):
         return 'weight, input or output has fewer than 8 bits'
-    step = np.broadcast_to(before.step * weight.step, bias.shape)
+    step = np.atleast_1d(before.step * weight.step)
+    # The groups of a transposed convolution share their steps.
+    step = np.tile(step, len(bias) // len(step))
     integers = np.round(bias.astype(np.float64) / step)
     if np.abs(integers).max() > LARGEST_BIAS:
         return 'it does not fit in int32'

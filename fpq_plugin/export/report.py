@@ -143,21 +143,28 @@ class ExportReport:
 
     def joints_line(self) -> str:
         """What quantizing more than was trained costs."""
-        text = (f'{self.late_joints} tensors beside the layers were quantized '
-                f'after the training, for {self.target}')
+        text = (f'joints: {self.late_joints} tensors beside the layers were '
+                f'quantized after the training, for {self.target}')
         if self.joined is None:
             return text
+        told, equal = [], self.joined.equal()
         if self.joined.top1_trained is not None:
-            return (f'{text}: top-1 {self.joined.top1_trained:.2f} % without '
-                    f'them, {self.joined.top1_exported:.2f} % with them')
-        equal = self.joined.equal()
-        return text if equal is None else (
-            f'{text}: {equal:.2f} % of the classes stay')
+            told.append(f'top-1 {self.joined.top1_trained:.2f} % without '
+                        f'them, {self.joined.top1_exported:.2f} % with them')
+        if equal is not None:
+            told.append(f'{equal:.2f} % of the classes stay')
+        return text + ': ' * bool(told) + ', '.join(told)
 
     def warnings(self) -> list[str]:
         """What is worse than in full precision, or cannot be known."""
         found = [each.warning() for each in self.latencies if each.warning()]
-        if found and self.target == STANDARD.title:
+        if found and self.kernels is not None and (
+                self.kernels.on_integers() == len(self.kernels.layers)):
+            found.append(
+                'all of its layers are on integers: what is left is the time '
+                'of single kernels, which narrow layers and small images do '
+                'not repay')
+        elif found and self.target == STANDARD.title:
             found.append(
                 'this file is for any runtime; --target onnxruntime (target= '
                 'in Python and in the hook) makes one that onnxruntime '
@@ -249,13 +256,14 @@ class ExportReport:
     def _parity(self) -> str:
         parity = self.parity
         equal = parity.equal()
-        text = (f'{self.path} answers as the trained model on '
+        late = ' with joints' if self.late_joints else ''
+        text = (f'{self.path} answers as the trained model{late} on '
                 f'{parity.images} images: '
                 + ('' if equal is None else f'equal class {equal:.2f} %, ') +
                 f'outputs differ by {parity.largest_difference:.2g} at most, '
                 f'{parity.mean_difference:.2g} on average (spread '
                 f'{parity.spread:.2g})')
         if parity.top1_trained is not None:
-            text += (f'; top-1 {parity.top1_exported:.2f} %, trained '
+            text += (f'; top-1 {parity.top1_exported:.2f} %, trained{late} '
                      f'{parity.top1_trained:.2f} %')
         return text

@@ -75,9 +75,9 @@ class Op:
     """One operation: a call of a layer, an activation or a torch function.
 
     Attributes:
-        kind (str): A key of :data:`KINDS`, 'conv' or 'linear' for a quantized
-            layer, a key of :data:`~.gates.GATES` for an activation with a
-            gate, else the name of torch's function.
+        kind (str): A key of :data:`KINDS`, 'conv', 'transposed conv' or
+            'linear' for a quantized layer, a key of :data:`~.gates.GATES` for
+            an activation with a gate, else the name of torch's function.
         time (int): When it ran.
         inputs (list[Value]): What it reads.
         outputs (list[Value]): What it makes.
@@ -267,8 +267,10 @@ def _kind(func: Callable, before: list[Tensor], results: list[Tensor]) -> str:
 
 
 def _layer_kind(layer: nn.Module) -> str:
-    return 'conv' if isinstance(layer, (
-        nn.modules.conv._ConvNd, )) else 'linear'
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        return 'transposed conv'
+    return ('conv' if isinstance(layer, nn.modules.conv._ConvNd)
+            else 'linear')
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

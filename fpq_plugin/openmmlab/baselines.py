@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
@@ -190,9 +191,11 @@ def tell_of_high_rate(runner: Runner) -> None:
         kind = next((name for name in _FROM_SCRATCH
                      if type(optimizer).__name__.startswith(name)), None)
         # Some layers, or the steps, may have another rate than most.
-        largest = max(optimizer.param_groups, key=lambda group: sum(
-            parameter.numel() for parameter in group['params']))
-        rate = largest.get('initial_lr', largest['lr'])
+        trained: Counter[float] = Counter()
+        for group in optimizer.param_groups:
+            trained[group.get('initial_lr', group['lr'])] += sum(
+                parameter.numel() for parameter in group['params'])
+        rate, _ = trained.most_common(1)[0]
         if kind and rate >= _FROM_SCRATCH[kind]:
             runner.logger.warning(
                 f'FPQ: {type(optimizer).__name__} has a learning rate of '

@@ -262,6 +262,7 @@ class FPQHook(RunAware):
             model,
             self.recipe,
             self._teacher.model,
+            self._teacher.layer,
             seed=runner.seed or 0,
             rank=get_rank(),
             distill_skip=undistilled(self.recipe, model, runner.logger.info),

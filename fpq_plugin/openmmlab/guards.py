@@ -156,8 +156,8 @@ def refuse_non_finite(model: nn.Module) -> None:
     if bad:
         raise FloatingPointError(
             f'not saved: the parameter {first_few(bad)} is not finite. '
-            'The checkpoints written so far are good: resume from the '
-            'last one with a lower learning rate.')
+            'Lower the learning rate: from the start, or resumed from the '
+            'last checkpoint, if there is one; those are good.')
 
 
 # -- models that average their own weights --------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,7 +18,9 @@ from torch.optim import Optimizer
 from .._compat.versions import HAS_CUSTOM_OPS
 from ..convert import find_wrapper, noise_clock
 from ..distillation import Distiller, with_share
+from ..distillation.compared import logits_layer
 from ..layer_table import LayerTable
+from ..layers import quantized_layers
 from ..optimizer_watch import bound_steps
 from ..options import FLOAT_BITS, type_name
 from ..recipe import Recipe
@@ -172,6 +174,8 @@ class TrainingSession:
             wrapper.
         recipe (Recipe): The options.
         teacher (nn.Module, optional): The teacher; None: no distillation.
+        teacher_layer (str, optional): Its layer of the logits, if it is of
+            another architecture.
         seed (int): The run's seed.
         rank (int): This process's rank.
         distill_skip (Sequence[str]): Name patterns of layers that are not
@@ -185,7 +189,8 @@ class TrainingSession:
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe,
-                 teacher: nn.Module | None, seed: int, rank: int,
+                 teacher: nn.Module | None, teacher_layer: str | None,
+                 seed: int, rank: int,
                  distill_skip: Sequence[str],
                  optimizers: Sequence[Optimizer],
                  warn: Callable[[str], Any]) -> None:
@@ -202,6 +207,7 @@ class TrainingSession:
                 condition=is_loss_mode,
                 warn=warn,
                 skip=distill_skip,
+                teacher_layer=teacher_layer,
                 own_hooks=False)
         self._warn: Callable[[str], Any] | None = warn
         self._means = recipe.objective == 'mean'
@@ -298,13 +304,35 @@ class TrainingSession:
 
 def undistilled(recipe: Recipe, model: nn.Module,
                 log: Callable[[str], Any]) -> list[str]:
-    """Patterns of layers that the distillation leaves out."""
+    """Patterns of layers that the distillation leaves out.
+
+    Raises:
+        ValueError: If a teacher of another architecture has no logits to
+            compare.
+    """
     picked = behind_proposals(model) if recipe.distillation else []
     skip = [*recipe.distill_skip, *picked]
+    if recipe.has_other_teacher() and not has_logits(model, skip) and any(
+            loss.layer is None for loss in recipe.losses()):
+        raise ValueError(
+            'fpq.teacher: one of another architecture is compared by its '
+            'logits, and the last layer of this model does not give those of '
+            'one softmax, or is not distilled. Leave the config out, or name '
+            "the layer, as fpq.distillation=dict(type='LogitKD', "
+            "layer='head.fc')")
     if len(recipe.losses(has_logits(model, skip))) < len(recipe.losses()):
-        log('FPQ distills by CSD alone: the last layer does not give the '
-            'logits of one softmax, or is not distilled')
+        last = logits_layer(list(quantized_layers(model)))
+        log(f'FPQ distills by CSD alone: that {last} gives the logits of one '
+            "softmax is known of mmpretrain's classifiers alone, and where it "
+            'is distilled. If it does, distill them as well: distillation='
+            f'{_with_layer(recipe.distillation or (), last)}')
     if picked:
         log(f'FPQ does not distill {", ".join(picked)}: student and teacher '
             'work on other proposals there')
     return skip
+
+
+def _with_layer(losses: Iterable[dict], layer: str) -> list[dict]:
+    """Losses of the logits told their layer."""
+    return [{**cfg, 'layer': layer} if cfg['type'] == 'LogitKD' else cfg
+            for cfg in losses]

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from mmengine import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from .._compat.files import load_file, write_whole
 from ..convert import to_float
+from ..distillation.compared import logits_layer
 from ..layers import copy_module
 from ..state import (
     bare_state,
@@ -24,7 +26,8 @@ from ..state import (
     quantizer_state,
     refuse_other_architecture,
 )
-from .checkpoints import starts_from_teacher
+from .checkpoints import load_model, starts_from_teacher
+from .config_checks import recipe_of
 
 
 def copy_float(model: nn.Module) -> nn.Module:
@@ -63,6 +66,64 @@ def fill_from_file(teacher: nn.Module, path: str, key: str) -> None:
     teacher.load_state_dict(state, strict=False)
 
 
+def load_other(config: str, checkpoint: str,
+               student: nn.Module) -> tuple[nn.Module, str]:
+    """A teacher of another architecture, and its layer of the logits.
+
+    Args:
+        config (str): The config that it was trained with.
+        checkpoint (str): Its checkpoint, a path or a URL.
+        student (nn.Module): The model that it is to teach, in full precision.
+
+    Returns:
+        tuple[nn.Module, str]: The teacher, where the student is; the name.
+
+    Raises:
+        ValueError: If it is quantized, has other classes, or normalizes
+            images in another way; the message names the key.
+    """
+    key = 'fpq.teacher'
+    try:
+        cfg = Config.fromfile(config)
+        recipe = recipe_of(cfg)
+        if recipe is not None and not recipe.is_float():
+            raise ValueError('the model of the config is quantized; a '
+                             'teacher is of full precision')
+        teacher = load_model(cfg, checkpoint)
+    except (OSError, ValueError) as error:
+        raise ValueError(f'{key}: {error}') from error
+    own, other = (_normalization(model) for model in (student, teacher))
+    if own != other:
+        raise ValueError(
+            f'{key}: it would see the images as the student does, and its '
+            f'data_preprocessor has {other} where the student has {own}')
+    layer, classes = _logits(teacher)
+    wanted = _logits(student)[1]
+    if classes != wanted:
+        raise ValueError(f'{key}: {layer} has {classes} outputs, and the '
+                         f"student's last layer has {wanted}")
+    device = next(student.parameters()).device
+    return teacher.to(device).requires_grad_(False), layer
+
+
+def _normalization(model: nn.Module) -> dict[str, Any]:
+    own = getattr(model, 'data_preprocessor', None)
+    found = {}
+    for name in ('mean', 'std', 'to_rgb', '_channel_conversion'):
+        value = getattr(own, name, None)
+        found[name.strip('_')] = (value.flatten().tolist() if isinstance(
+            value, Tensor) else value)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _logits(model: nn.Module) -> tuple[str, int]:
+    """The layer of a classifier's logits, and how many there are."""
+    layers = {name: module for name, module in model.named_modules()
+              if isinstance(module, (nn.Linear, nn.Conv2d))}
+    name = logits_layer(list(layers))
+    return name, len(layers[name].weight)
+
+
 def fingerprint(state: Mapping[str, Tensor]) -> str:
     """Hash of a state dict, 16 hex digits."""
     digest = hashlib.sha256()
@@ -87,8 +148,9 @@ def full_precision_of(record: Mapping[str, Any]) -> str:
     Args:
         record (Mapping): What a checkpoint's ``meta`` has under ``fpq``.
     """
-    path = (record.get('teacher') or {}).get('path')
-    if path is not None and osp.isfile(path):
+    teacher = record.get('teacher') or {}
+    path = teacher.get('path')
+    if 'config' not in teacher and path is not None and osp.isfile(path):
         return f'{path!r}, its teacher'
     return 'the full-precision checkpoint'
 
@@ -97,9 +159,13 @@ class TeacherOfRun:
     """Knows which weights the teacher has, across stops and resumes.
 
     Args:
-        path (str, optional): The hook's ``teacher``, a checkpoint.
+        teacher (str | Mapping, optional): The hook's ``teacher``.
 
     Attributes:
+        path (str, optional): The checkpoint that it names.
+        config (str, optional): Its config, if it is of another architecture.
+        layer (str, optional): Then, its layer of the logits, after
+            :meth:`copy`.
         fills_student (bool): Whether ``path`` alone gives the student its
             weights.
         model (nn.Module): The teacher, after :meth:`copy`.
@@ -107,8 +173,12 @@ class TeacherOfRun:
             fingerprint, and ``path``, where they are.
     """
 
-    def __init__(self, path: str | None) -> None:
-        self.path = path
+    def __init__(self, teacher: str | Mapping[str, str] | None) -> None:
+        self.config: str | None = None
+        if isinstance(teacher, Mapping):
+            self.config, teacher = teacher['config'], teacher['checkpoint']
+        self.path = teacher
+        self.layer: str | None = None
         self.fills_student = False
         self.model: Any = None
         self.record: Any = None
@@ -126,7 +196,8 @@ class TeacherOfRun:
                 named is missing or no checkpoint; the message names the key.
         """
         if not runner._has_loaded:
-            self.fills_student = starts_from_teacher(runner, model, self.path)
+            self.fills_student = starts_from_teacher(
+                runner, model, self.path if self.config is None else None)
 
     def fill_student(self, runner: Runner, model: nn.Module) -> None:
         """Give the student the weights that nothing else gave it."""
@@ -140,6 +211,9 @@ class TeacherOfRun:
         Raises:
             ValueError: If that checkpoint cannot be the teacher.
         """
+        if self.config is not None and self.path is not None:
+            self.model, self.layer = load_other(self.config, self.path, model)
+            return
         self.model = copy_float(model)
         if self.path is not None:
             fill_from_file(self.model, self.path, 'fpq.teacher')
@@ -175,6 +249,8 @@ class TeacherOfRun:
     def _settle_named(self, runner: Runner, path: str) -> None:
         self.record = dict(mark=fingerprint(complete_state(self.model)),
                            path=_absolute(path))
+        if self.config is not None:
+            self.record['config'] = osp.abspath(self.config)
         past = (self._loaded or {}).get('mark', self.record['mark'])
         if past != self.record['mark']:
             runner.logger.warning(

@@ -318,7 +318,8 @@ def test_the_mean_objective_by_its_formula():
 @pytest.mark.parametrize(('share', 'csd_part', 'kd_part'), [
     (0.0, 1.0, 0.0), (0.25, 0.8535534, 0.1464466), (0.5, 0.5, 0.5),
     (1.0, 0.0, 1.0)])
-def test_losses_fade_along_a_cosine(share, csd_part, kd_part):
+@pytest.mark.parametrize('by', [1.0, 0.1])
+def test_losses_fade_along_a_cosine(by, share, csd_part, kd_part):
     torch.manual_seed(0)
     student = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     teacher = copy.deepcopy(student)
@@ -329,9 +330,9 @@ def test_losses_fade_along_a_cosine(share, csd_part, kd_part):
     def run(**fades):
         distiller = Distiller(
             copy.deepcopy(student), teacher,
-            [CSDLoss(2.0, fades=fades.get('csd')),
-             LogitKD(3.0, fades=fades.get('kd'))])
-        distiller.set_progress(share)
+            [CSDLoss(2.0, fades=fades.get('csd'), fades_by=by),
+             LogitKD(3.0, fades=fades.get('kd'), fades_by=by)])
+        distiller.set_progress(share * by)
         return distiller
 
     steady, fading = run(), run(csd='out', kd='in')
@@ -371,6 +372,15 @@ def test_a_loss_that_fades_wants_to_know_when(fades, told):
 def test_a_loss_fades_in_or_out_or_not():
     with pytest.raises(ValueError, match="fades must be 'in', 'out' or None"):
         CSDLoss(fades='up')
+    for by in (0, 1.5, '1', None):
+        with pytest.raises(ValueError, match='fades_by must be a share of'):
+            LogitKD(fades='in', fades_by=by)
+    loss = CSDLoss(fades='out', fades_by=0.25)
+    loss.set_progress(0.125)
+    assert loss.part.item() == pytest.approx(0.5)
+    for over in (0.25, 0.6, 1.0):  # it stays gone
+        loss.set_progress(over)
+        assert loss.part.item() == 0
 
 
 @pytest.mark.parametrize('share', [0.25, 1.0])

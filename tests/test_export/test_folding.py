@@ -154,3 +154,25 @@ def test_a_channel_that_is_all_but_shut_keeps_the_kernel(tmp_path, gain):
     plain = export_onnx(model, tmp_path / 'plain.onnx', [(x, None)])
     assert plain.parity.mean_difference < 1e-6
     assert report.parity.mean_difference < 0.01 * report.parity.spread
+
+
+@pytest.mark.parametrize('target', [None, 'onnxruntime'])
+@pytest.mark.parametrize('per_channel', [True, False])
+@pytest.mark.parametrize('groups', [1, 2, 4])
+def test_groups_of_a_transposed_convolution_share_steps(groups, per_channel,
+                                                        target, tmp_path):
+    """Its bias has one for each output channel, of all groups."""
+    x = torch.rand(40, 4, 6, 6)
+    model = nn.Sequential(
+        nn.ConvTranspose2d(4, 8, 2, 2, groups=groups), nn.ReLU(),
+        nn.Conv2d(8, 3, 3))
+    with torch.no_grad():
+        model[0].bias.copy_(torch.linspace(-2, 2, 8))
+    quantized(model, x, weight=dict(bits=8, per_channel=per_channel),
+              activation=dict(bits=8), first_last_bits=None)
+    path = tmp_path / 'model.onnx'
+    export_onnx(model, path, [(x, None)], target=target)
+    with torch.no_grad():
+        found, wanted = answers(path, x), model(x)
+    # The kernels round biases to their steps.
+    assert (found - wanted).abs().max() < 0.02 * wanted.std()

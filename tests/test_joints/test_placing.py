@@ -141,3 +141,14 @@ def test_frozen_and_trained_layers_do_not_share(frozen, shared):
         model.b.requires_grad_(False)
     placing = placed(model, channels=2)
     assert (('a', 'b') in [j.layers for j in placing.joints]) == shared
+
+
+def test_no_end_of_a_transposed_convolution():
+    """onnxruntime has no kernel of integers for it."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(),
+                          nn.ConvTranspose2d(8, 8, 2, 2))
+    assert list(places(placed(model))) == []
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(),
+                          nn.ConvTranspose2d(8, 8, 2, 2), nn.Conv2d(8, 4, 3))
+    found = places(placed(model))
+    assert list(found) == []  # the next layer's own quantizer is there

@@ -127,7 +127,9 @@ def test_an_unregistered_reader_is_told(convert):
     convert(model)
     told = []
     calibrate(model, [torch.randn(9, 4)], warn=told.append)
-    assert told == ['calibration reached no input of 0.b']
+    assert len(told) == 1
+    assert told[0].startswith('calibration reached no input of 0.b: no ')
+    assert 'register_weight_reader' in told[0]
 
 
 def test_a_failed_conversion_leaves_nothing_routed(convert):
