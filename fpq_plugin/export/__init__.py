@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 # Each format's module registers it.
 from .encodings_file import export_encodings
+from .executorch_file import export_executorch
 from .exported_program import export_program
 from .formats import FileFormat, register_format
 from .onnx_file import export_onnx
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     'ExportReport', 'FileFormat', 'Parity', 'ParityError',
-    'export_checkpoint', 'export_encodings', 'export_onnx', 'export_program',
+    'export_checkpoint', 'export_encodings', 'export_executorch',
+    'export_onnx', 'export_program',
     'register_format', 'to_torch_int8'
 ]
 

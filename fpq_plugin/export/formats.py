@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..targets import target_of
 from .report import ExportReport
 
 
@@ -42,6 +43,8 @@ class FileFormat:
             compares before it writes.
         takes_target (bool): Whether both take the name of an engine, as
             ``target``. Defaults to False.
+        engine (str, optional): The only engine that takes the files. Defaults
+            to None, there are several.
     """
 
     name: str
@@ -51,6 +54,21 @@ class FileFormat:
     check: Callable[..., Any]
     write: Callable[..., ExportReport]
     takes_target: bool = False
+    engine: str | None = None
+
+    def target_for(self, trained_for: str | None) -> str | None:
+        """The engine that a file is for, where none is named.
+
+        Args:
+            trained_for (str, optional): What the model was trained for.
+
+        Returns:
+            str | None: That, if it takes such files, else :attr:`engine`.
+        """
+        if trained_for is None or not set(self.endings) & set(
+                target_of(trained_for).endings):
+            return self.engine
+        return trained_for
 
     def require_packages(self) -> None:
         """Refuse to go on without the format's packages.

@@ -7,64 +7,18 @@ made float there belongs to a layer in float.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx
 import onnx_ir as ir
 
+from .kernel_report import Kernels
 from .lowering import LAYER, is_constant
 
 LAYERS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul')
 INTEGER_LAYERS = ('QLinearConv', 'QGemm', 'QLinearMatMul',
                   'MatMulIntegerToFloat', 'MatMulInteger', 'ConvInteger')
-# Layer names in a line; all of them are in the figures.
-MOST_NAMES = 4
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """What onnxruntime computes on integers.
-
-    Attributes:
-        layers (tuple[tuple[str, str], ...]): Of each layer with a quantized
-            weight its name, and why it is computed in float; '' on integers.
-        others (tuple[tuple[str, int], ...]): Kernels of integers besides,
-            such as QLinearAdd, and how many there are.
-    """
-
-    layers: tuple[tuple[str, str], ...]
-    others: tuple[tuple[str, int], ...]
-
-    def on_integers(self) -> int:
-        """How many layers are computed on integers."""
-        return sum(not reason for _, reason in self.layers)
-
-    def line(self) -> str:
-        """How many layers are, which are not and why, and what else is."""
-        text = (f'integer kernels: {self.on_integers()} of '
-                f'{len(self.layers)} layers')
-        if self.others:
-            text += ', ' + ', '.join(
-                f'{number} {kind}' for kind, number in self.others)
-        reasons: dict[str, list[str]] = {}
-        for name, reason in self.layers:
-            if reason:
-                reasons.setdefault(reason, []).append(name)
-        told = []
-        for reason, names in reasons.items():
-            shown = ', '.join(names[:MOST_NAMES]) + (
-                ', ...' if len(names) > MOST_NAMES else '')
-            told.append(f'{reason} ({len(names)}: {shown})')
-        return text + ('; float because ' * bool(told)) + ', '.join(told)
-
-    def as_dict(self) -> dict:
-        """All figures, for JSON."""
-        return dict(
-            layers={name: reason or 'integers'
-                    for name, reason in self.layers},
-            others=dict(self.others))
 
 
 def find_kernels(model: ir.Model, content: bytes) -> Kernels:

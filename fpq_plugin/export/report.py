@@ -5,13 +5,10 @@ from __future__ import annotations
 import io
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 from ..targets import STANDARD
+from .kernel_report import Kernels
 from .parity import Parity
-
-if TYPE_CHECKING:
-    from .kernels import Kernels
 
 # Times the float model's: below, it is noise.
 NOTABLY_SLOWER = 1.05
@@ -98,8 +95,8 @@ class ExportReport:
             the target after the training. Defaults to 0.
         joined (Parity, optional): How the trained model answers with them,
             against without. Defaults to None.
-        kernels (Kernels, optional): What onnxruntime computes on integers.
-            Defaults to None, for a target that it is not.
+        kernels (Kernels, optional): What the engine computes on integers.
+            Defaults to None, where it does not tell.
         lost_kernels (int): Layers that integer biases would have had computed
             on integers besides, where they were given up. Defaults to 0.
         unseen (str): What the comparison did not see, where the file is not

@@ -7,11 +7,9 @@ it is for that, and there.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
-from statistics import median
 
 import onnx_ir as ir
 import torch
@@ -19,10 +17,8 @@ from torch import Tensor
 
 from ..targets import OPENVINO, Target
 from .lowering import LAYER, array_of
+from .timing import Run
 from .tracing import INPUT
-
-Run = Callable[[Tensor], Tensor]
-"""From an input to a model's output."""
 
 
 def open_session(model: bytes, unpack: bool = False) -> Run:
@@ -110,28 +106,6 @@ def saturates() -> bool:
     run = open_session(ir.to_proto(model).SerializeToString())
     return run(torch.full((1, 4), 255, dtype=torch.uint8)).item() != (
         4 * 255 * 127)
-
-
-def latencies(runs: list[Run], x: Tensor,
-              repeats: int = 20) -> list[float]:
-    """Median seconds of each on ``x``, taken in turn so that all are equal.
-
-    Args:
-        runs (list): What to time.
-        x (Tensor): The input.
-        repeats (int): Calls of each that count. Defaults to 20.
-
-    Returns:
-        list[float]: Seconds for one call of each.
-    """
-    times: list[list[float]] = [[] for _ in runs]
-    for number in range(repeats + 3):
-        for run, seconds in zip(runs, times):
-            start = time.perf_counter()
-            run(x)
-            if number > 2:
-                seconds.append(time.perf_counter() - start)
-    return [median(seconds) for seconds in times]
 
 
 # -- an engine's rules ----------------------------------------------------
