@@ -160,10 +160,10 @@ OPENVINO = register_target(Target(
     biases_inside=True, measured=False))
 
 # XNNPACK, by executorch/backends/xnnpack: a layer is one of integers only
-# between dequantize and quantize (partition/config/gemm_configs.py), the bounds
-# of a range are never read (operators/quant_params.py), and two products may
-# meet in 16 bits on ARM, so that no weight is -128 (quantizer/
-# xnnpack_quantizer.py). Its other kernels, as of sigmoid, are float.
+# between dequantize and quantize (partition/config/gemm_configs.py), bounds of
+# a range are not read (operators/quant_params.py), and weights are -127 to 127
+# (quantizer/xnnpack_quantizer.py), since kernels on ARM add two products in 16
+# bits. All that is no joint has kernels in float (generic_node_configs.py).
 EXECUTORCH = register_target(Target(
     name='executorch', title='ExecuTorch', features=('INT8', ),
     weights=('INT8', ), zero_points=True, integer_biases=True,

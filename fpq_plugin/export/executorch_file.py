@@ -25,7 +25,7 @@ from .exportable import checked_path, compared_batches, unwrapped
 from .formats import FileFormat, register_format
 from .onnx_file import exported_layers
 from .parity import TOLERANCE, Batch, measure_parity, some_images
-from .program import build_program, require_operators
+from .program import build_program, moved_weights, require_operators
 from .report import ExportReport, Latency
 from .timing import Run, latencies
 
@@ -87,6 +87,7 @@ def export_executorch(model: nn.Module,
         run = open_content(content)
         parity, = measure_parity(model, [run], batches)
         parity.refuse(tolerance)
+        moved = moved_weights(model, example, rules)
         in_float = content_of(lower(build_program(
             model, example, size, quantized=False)))
     times = latencies([run, open_content(in_float)],
@@ -95,7 +96,8 @@ def export_executorch(model: nn.Module,
     return ExportReport(
         str(path), len(content), len(in_float), None, parity,
         (Latency(size, *times), ), exported_layers(model),
-        target=rules.title, batch_size=size, kernels=kernels)
+        target=rules.title, batch_size=size, kernels=kernels,
+        moved_weights=moved)
 
 
 def check_executorch(model: nn.Module, example: Tensor,

@@ -28,7 +28,7 @@ from .parity import (
     compare_batch_of,
     measure_parity,
 )
-from .program import build_program, require_operators
+from .program import build_program, moved_weights, require_operators
 from .report import ExportReport
 
 
@@ -98,6 +98,7 @@ def export_program(model: nn.Module,
         run = torch.export.load(io.BytesIO(content)).module()
         parity, = measure_parity(model, [run], batches)
         parity.refuse(tolerance)
+        moved = moved_weights(model, example, rules)
         for size in () if batch_size else OTHER_SIZES:
             compare_batch_of(size, model, run, example, parity)
         in_float = _content_of(
@@ -106,6 +107,7 @@ def export_program(model: nn.Module,
     return ExportReport(
         str(path), len(content), len(in_float), None, parity, (),
         exported_layers(model), target='torch.export', batch_size=batch_size,
+        moved_weights=moved,
         unseen='run by torch, which computes it in float; a converter such as '
         "ExecuTorch's makes integer kernels of it")
 

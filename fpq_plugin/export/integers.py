@@ -123,17 +123,23 @@ class IntegerGrid:
         shape[self.axis] = -1
         return value.reshape(shape)
 
-    def fill(self) -> None:
+    def fill(self, mirrored: bool = False) -> None:
         """Multiply the weight by powers of two, and divide its step by them.
 
         Each channel with a step of its own gets the largest power by which
         its integers fit their type, and lead to sums of 16 bits if they did
         before.
+
+        Args:
+            mirrored (bool): Whether no integer may be lower than minus the
+                highest of the type. Defaults to False.
         """
         others = tuple(axis for axis in range(self.weight.ndim)
                        if axis != self.axis)
         lowest, highest = self.weight.min(others), self.weight.max(others)
         low, high = self.type.low, self.type.high
+        if mirrored:
+            low = -high
         if not self.may_saturate():
             high = min(high, self.largest_unsaturated())
             low = max(low, -high)

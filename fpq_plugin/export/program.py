@@ -86,10 +86,30 @@ def _weight_grid(quantizer: Quantizer, weight: Tensor,
         if grid.zero_point.any():
             raise ValueError(f'{target.title} takes weights around 0 alone: '
                              'train it with symmetric=True')
-        grid.fill()
+        grid.fill(target.mirrored_weights)
     if target.mirrored_weights:
         grid.weight = grid.weight.clip(-grid.type.high)
     return grid
+
+
+def moved_weights(model: nn.Module, example: Tensor, target: Target) -> int:
+    """How many weights an engine has one step higher than the model.
+
+    They are the lowest of their type, where the engine takes one more.
+
+    Args:
+        model (nn.Module): In eval mode, takes one tensor.
+        example (Tensor): Inputs, (N, ...).
+        target (Target): The engine's rules.
+
+    Returns:
+        int: The number, 0 where the engine takes all integers.
+    """
+    if not target.mirrored_weights:
+        return 0
+    grids = [weight_integers(quantizer, weight.numpy(), target)
+             for quantizer, weight in _weights(model, example[:1]).items()]
+    return sum(int((grid.weight < -grid.type.high).sum()) for grid in grids)
 
 
 def _of_weight(quantizer: Quantizer, weight: Tensor, target: Target
