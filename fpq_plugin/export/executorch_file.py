@@ -27,7 +27,7 @@ from .onnx_file import exported_layers
 from .parity import TOLERANCE, Batch, measure_parity, some_images
 from .program import build_program, moved_weights, require_operators
 from .report import ExportReport, Latency
-from .timing import Run, latencies
+from .timing import latencies
 
 FLATC = 'FLATC_EXECUTABLE'
 
@@ -84,13 +84,13 @@ def export_executorch(model: nn.Module,
         lowered = lower(build_program(model, example, size, target=rules))
         kernels = find_kernels(model, lowered)
         content = content_of(lowered)
-        run = open_content(content)
+        run = OpenedContent(content)
         parity, = measure_parity(model, [run], batches)
         parity.refuse(tolerance)
         moved = moved_weights(model, example, rules)
         in_float = content_of(lower(build_program(
             model, example, size, quantized=False)))
-    times = latencies([run, open_content(in_float)],
+    times = latencies([run, OpenedContent(in_float)],
                       some_images(example, size))
     write_whole(path, lambda file: file.write(content))
     return ExportReport(
@@ -150,29 +150,28 @@ def content_of(lowered: Any) -> bytes:
         return bytes(lowered.to_executorch().buffer)
 
 
-def open_content(content: bytes) -> Run:
-    """Open a file in ExecuTorch's runtime, with torch's thread count.
+class OpenedContent:
+    """A file in ExecuTorch's runtime, with torch's thread count.
 
     Args:
         content (bytes): The content of a ``.pte`` file.
-
-    Returns:
-        Callable: From an input of the file's shape to the model's output.
     """
-    from executorch.extension.pybindings.portable_lib import (
-        _unsafe_reset_threadpool,
-    )
-    from executorch.runtime import Runtime
 
-    _unsafe_reset_threadpool(torch.get_num_threads())
-    program = Runtime.get().load_program(content)
-    method = program.load_method('forward')
+    def __init__(self, content: bytes) -> None:
+        from executorch.extension.pybindings.portable_lib import (
+            _unsafe_reset_threadpool,
+        )
+        from executorch.runtime import Runtime
 
-    def run(x: Tensor) -> Tensor:
+        _unsafe_reset_threadpool(torch.get_num_threads())
+        self._content = content  # the runtime reads it where it lies
+        program = Runtime.get().load_program(content)
+        self._method = program.load_method('forward')
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The model's output for an input of the file's shape."""
         # The next call writes to the same place.
-        return method.execute([x.contiguous()])[0].clone()
-
-    return run
+        return self._method.execute([x.contiguous()])[0].clone()
 
 
 @contextmanager

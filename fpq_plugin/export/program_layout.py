@@ -26,9 +26,10 @@ _MOVES = frozenset({
     _ATEN.slice.Tensor, _ATEN.squeeze.dim, _ATEN.squeeze.dims,
     _ATEN.unsqueeze.default, _ATEN.clone.default})
 _LAYERS = frozenset({_ATEN.conv1d.default, _ATEN.conv2d.default,
+                     _ATEN.conv2d.padding, _ATEN.conv_transpose2d.input,
                      _ATEN.linear.default})
-_AT_LEAST_0 = frozenset({_ATEN.relu.default, _ATEN.sigmoid.default,
-                         _ATEN.softmax.int})
+_AT_LEAST_0 = frozenset({_ATEN.relu.default, _ATEN.relu6.default,
+                         _ATEN.sigmoid.default, _ATEN.softmax.int})
 _MEANS = frozenset({_ATEN.adaptive_avg_pool2d.default,
                     _ATEN.avg_pool2d.default, _ATEN.mean.dim})
 _BOUNDED = frozenset({_ATEN.hardtanh.default, _ATEN.clamp.default})

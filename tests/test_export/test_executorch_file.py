@@ -8,7 +8,7 @@ from torch import nn
 
 from fpq_plugin import Recipe, add_joints, calibrate
 from fpq_plugin.export import ParityError, executorch_file, export_executorch
-from fpq_plugin.export.executorch_file import PTE, open_content
+from fpq_plugin.export.executorch_file import PTE, OpenedContent
 from fpq_plugin.export.formats import format_of
 from fpq_plugin.export.program import HAS_EXPORT
 
@@ -73,7 +73,7 @@ def test_all_layers_are_on_integers(bits, engine, x, tmp_path, monkeypatch):
     assert report.batch_size == 1
     assert 'takes batches of 1 alone' in report.warnings()
     assert [each.batch for each in report.latencies] == [1]
-    run = open_content(path.read_bytes())
+    run = OpenedContent(path.read_bytes())
     with torch.no_grad():
         expected = model(x)
     found = torch.cat([run(image) for image in x.split(1)])
@@ -98,7 +98,7 @@ def test_what_stays_float_is_told(engine, x, tmp_path):
 
 @needs_torch
 def test_another_answer_is_not_written(engine, x, tmp_path, monkeypatch):
-    monkeypatch.setattr(executorch_file, 'open_content',
+    monkeypatch.setattr(executorch_file, 'OpenedContent',
                         lambda content: lambda x: torch.zeros(len(x), 5))
     path = tmp_path / 'model.pte'
     with pytest.raises(ParityError):
