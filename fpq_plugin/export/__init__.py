@@ -6,7 +6,8 @@ an ONNX model, which :mod:`.runtime` runs, :mod:`.parity` compares with the
 trained one, :mod:`.kernels` looks at as onnxruntime rewrites it,
 :mod:`.onnx_file` writes and :mod:`.report` describes. :mod:`.formats` has the
 kinds of files, :mod:`fpq_plugin.cli` is ``fpq export``. :mod:`.program` makes
-a program of torch.export, which :mod:`.exported_program` writes,
+a program of torch.export (:mod:`.program_norms`, :mod:`.program_layout`),
+which :mod:`.exported_program` writes and :mod:`.executorch_file` lowers,
 :mod:`.encodings` AIMET's encodings, for :mod:`.encodings_file`.
 :mod:`.torch_int8` needs no file.
 

@@ -1,8 +1,8 @@
 """Which layers XNNPACK computes on integers, by the lowered program.
 
 What ExecuTorch gives to XNNPACK leaves the program for one of its own. A
-layer whose integers are read there is one of integers; all else runs in
-ExecuTorch's portable kernels, in float and slowly.
+layer whose integers are read there is one of integers. What it does not get
+runs in ExecuTorch's portable kernels, slowly.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.fx import Node
 
 from ..layers import quantized_layers
 from .kernel_report import Kernels
+from .program_layout import FLOATS
 
 _LAYERS = ('convolution', 'linear', 'addmm', 'mm')
 # They compute nothing.
@@ -35,8 +36,9 @@ def find_kernels(model: nn.Module, lowered: Any) -> Kernels:
     whole = lowered.exported_program()
     inside = [module.original_module for module in _delegates(whole)]
     taken = {name for program in inside
-             for name, _ in _layers_of(program)}
-    reasons = {name: _reason(node) for name, node in _layers_of(whole)}
+             for name, buffer, _ in _layers_of(program) if buffer != FLOATS}
+    reasons = {name: _reason(node) for program in (whole, *inside)
+               for name, _, node in _layers_of(program)}
     layers = []
     for name, layer in quantized_layers(model).items():
         if layer.weight_quantizer is None:
@@ -72,16 +74,16 @@ def _kind(node: Any) -> str:
     return parts[1] if len(parts) > 2 else parts[0]
 
 
-def _layers_of(program: Any) -> Iterator[tuple[str, Node]]:
-    """Layers, with the names of their weights' quantizers."""
+def _layers_of(program: Any) -> Iterator[tuple[str, str, Node]]:
+    """Names of weights' quantizers, of the buffers read, and the layers."""
     stored = program.graph_signature.inputs_to_buffers
     for node in _calls(program):
         for made in node.all_input_nodes if _kind(node) in _LAYERS else ():
-            if not _kind(made).startswith('dequantize'):
-                continue
-            buffer = stored.get(made.all_input_nodes[0].name, '')
-            if buffer.endswith('.integers'):
-                yield buffer.removesuffix('.integers'), node
+            if _kind(made).startswith('dequantize'):
+                made = made.all_input_nodes[0]
+            name, _, buffer = stored.get(made.name, '').rpartition('.')
+            if buffer in ('integers', FLOATS):
+                yield name, buffer, node
 
 
 def _quantized_inputs(node: Node) -> bool:

@@ -245,6 +245,7 @@ def build_program(model: nn.Module,
     # What is changed in place cannot be moved.
     whole = program.run_decompositions({}).module()
     lay_out(whole)
+    _strip(whole)
     return _exported(whole, images, batch_size)
 
 

@@ -3,11 +3,13 @@
 An engine finds a layer on integers by its neighbours: ``dequantize, layer,
 activation, quantize``, and nothing between. Here quantizers move there, and
 ranges that are narrower than their type are kept without bounds, which
-engines do not read. No value changes.
+engines do not read. Layers that stay between float tensors get their weights
+as float. No value changes.
 """
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -25,14 +27,19 @@ _MOVES = frozenset({
     _ATEN.flatten.using_ints, _ATEN.permute.default, _ATEN.transpose.int,
     _ATEN.slice.Tensor, _ATEN.squeeze.dim, _ATEN.squeeze.dims,
     _ATEN.unsqueeze.default, _ATEN.clone.default})
-_LAYERS = frozenset({_ATEN.conv1d.default, _ATEN.conv2d.default,
-                     _ATEN.conv2d.padding, _ATEN.conv_transpose2d.input,
+# The layers that were seen to run on integers; others stay float.
+_LAYERS = frozenset({_ATEN.conv2d.default, _ATEN.conv2d.padding,
                      _ATEN.linear.default})
 _AT_LEAST_0 = frozenset({_ATEN.relu.default, _ATEN.relu6.default,
                          _ATEN.sigmoid.default, _ATEN.softmax.int})
 _MEANS = frozenset({_ATEN.adaptive_avg_pool2d.default,
                     _ATEN.avg_pool2d.default, _ATEN.mean.dim})
 _BOUNDED = frozenset({_ATEN.hardtanh.default, _ATEN.clamp.default})
+# Engines do one of them in a layer.
+_AFTER = frozenset({_ATEN.relu.default, _ATEN.relu6.default,
+                    _ATEN.hardtanh.default})
+FLOATS = 'floats'
+"""The buffer of a weight's quantizer whose layer runs in float."""
 
 
 def lay_out(graph: GraphModule) -> None:
@@ -47,6 +54,10 @@ def lay_out(graph: GraphModule) -> None:
         _drop_repeated(graph.graph)
     for node in _quantizers(graph.graph):
         _keep_range(graph.graph, node)
+    for node in list(graph.graph.nodes):
+        if _is_weight(node) and not all(
+                _is_on_integers(user, node) for user in node.users):
+            _unpack(graph, node)
     _give_each_reader_its_own(graph.graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
@@ -158,6 +169,36 @@ def _is_at_least(node: Node, bound: float) -> bool:
         # A padded pool has zeros beside them.
         return bound <= 0 and _is_at_least(node.args[0], bound)
     return False
+
+
+# -- weights of layers in float -------------------------------------------
+
+def _is_weight(node: Node) -> bool:
+    return node.target in (_OPS.dequantize_per_channel.default,
+                           _OPS.dequantize_per_tensor.default) and (
+        node.args[0].op == 'get_attr')
+
+
+def _is_on_integers(layer: Node, weight: Node) -> bool:
+    """Whether a layer stands between quantizers, its activation included."""
+    if layer.target not in _LAYERS or layer.args[1] is not weight:
+        return False
+    users = list(layer.users)
+    if len(users) == 1 and users[0].target in _AFTER:
+        users = list(users[0].users)
+    return _is_dequantized(layer.args[0]) and len(users) == 1 and (
+        users[0].target is _OPS.quantize_per_tensor.default)
+
+
+def _unpack(graph: GraphModule, node: Node) -> None:
+    """Store a weight as float: the engine's float kernels take no other."""
+    place = str(node.args[0].target).rpartition('.')[0]
+    value = node.target(*(
+        attrgetter(each.target)(graph) if isinstance(each, Node) else each
+        for each in node.args))
+    graph.get_submodule(place).register_buffer(FLOATS, value)
+    with graph.graph.inserting_before(node):
+        _replace(node, graph.graph.get_attr(f'{place}.{FLOATS}'))
 
 
 # -- readers --------------------------------------------------------------

@@ -91,9 +91,8 @@ def test_what_stays_float_is_told(engine, x, tmp_path):
     reasons = dict(report.kernels.layers)
     assert reasons['branch.0'] == ''
     assert reasons['head'] == 'the output is not quantized'
-    assert report.kernels.outside
+    assert report.kernels.outside == ()  # in XNNPACK's float kernels
     assert report.batch_size == 2
-    assert 'not among the engine\'s kernels: ' in report.kernels.line()
 
 
 @needs_torch

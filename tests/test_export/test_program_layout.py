@@ -164,3 +164,17 @@ def test_joints_of_the_target_end_layers_in_quantizers(x):
         Q, DQ, 'dequantize_per_channel', 'conv2d', 'relu', Q, DQ,
         'adaptive_avg_pool2d', Q, DQ, 'view', Q, DQ,
         'dequantize_per_channel', 'linear', Q, DQ]
+
+
+def test_a_layer_in_float_has_a_float_weight(x):
+    model = quantized(nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Sigmoid()), x,
+        weight=dict(bits=4), activation=dict(bits=4), first_last_bits=None)
+    program = build_program(model, x, 2, target=EXECUTORCH)
+    stored = program.state_dict
+    assert stored['0.weight_quantizer.integers'].dtype == torch.int8
+    assert '2.weight_quantizer.integers' not in stored
+    torch.testing.assert_close(stored['2.weight_quantizer.floats'],
+                               model[2].weight_quantizer(model[2].weight))
+    torch.testing.assert_close(program.module()(x[:2]), model(x[:2]), rtol=0,
+                               atol=1e-5)
