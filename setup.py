@@ -34,6 +34,8 @@ BREVITAS = [
     'onnxoptimizer>=0.3.13,<0.5',
 ] + EXPORT
 OPENVINO = ['openvino>=2025.0']
+# Each version is for one of torch: 1.3 for 2.12.
+EXECUTORCH = ['executorch>=1.3,<1.6', 'torchao>=0.17']
 SAM = ['pytorch_optimizer>=4.1,<5']
 ANALYSIS = [
     # Below 4: fpq_plugin.analysis overrides how its Hessian multiplies.
@@ -73,6 +75,7 @@ setup(
         brevitas=BREVITAS,
         export=EXPORT,
         openvino=EXPORT + OPENVINO,
+        executorch=EXECUTORCH,
         sam=SAM,
         analysis=ANALYSIS,
         docs=MMPRETRAIN + BREVITAS + ANALYSIS + DOCS,

@@ -41,7 +41,8 @@ from torch.nn.functional import interpolate
 
 import fpq_plugin
 from fpq_plugin import Recipe
-from fpq_plugin.export import ExportReport, export_onnx, parity
+from fpq_plugin.export import ExportReport, parity
+from fpq_plugin.export.formats import format_of
 
 ROOT = Path(__file__).resolve().parents[1]
 BITS = ('w8a8', 'w4a4', 'w2a2')
@@ -66,10 +67,11 @@ class Exported:
         subject (Subject): The model.
         bits (str): As 'w4a4'.
         target (str, optional): The engine that it is for; None: any.
+        ending (str): Of the file.
     """
 
-    def __init__(self, subject: Subject, bits: str,
-                 target: str | None) -> None:
+    def __init__(self, subject: Subject, bits: str, target: str | None,
+                 ending: str) -> None:
         model, images = copy.deepcopy(subject.model), subject.images
         Recipe(preset='recommended', bits=bits, perturbation=None,
                distillation=None).convert(model)
@@ -85,10 +87,10 @@ class Exported:
             # networks of them magnify a value that is rounded the other way:
             # in MobileNetV2 torch in float64 differs by 13 % from itself.
             with mock.patch.object(parity, 'MEAN_DIFFERENCE', math.inf):
-                self.report = export_onnx(model, path, [(images, None)],
-                                          tolerance=100, **options)
+                self.report = format_of(path).write(
+                    model, path, [(images, None)], tolerance=100, **options)
 
-        self.path = subject.file(f'{bits}_{target}.onnx', make)
+        self.path = subject.file(f'{bits}_{target}{ending}', make)
         with torch.no_grad():
             self.outputs = model(images).numpy()
 
@@ -113,7 +115,7 @@ class Files:
 
     def exported(self, engine: Engine, bits: str) -> Exported:
         """Our file."""
-        which = bits, self.target(engine)
+        which = bits, self.target(engine), engine.ending
         if which not in self._exported:
             self._exported[which] = Exported(self.subject, *which)
         return self._exported[which]
@@ -123,8 +125,7 @@ class Files:
         makes = dict(
             float=partial(engine.float_file, self.subject),
             own=partial(engine.own_file, self.subject))
-        if engine.takes_ours:
-            makes['ours'] = lambda: self.exported(engine, bits).path
+        makes['ours'] = lambda: self.exported(engine, bits).path
         return makes
 
 

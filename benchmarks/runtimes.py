@@ -109,14 +109,14 @@ class Engine:
     Attributes:
         title (str): Its name in tables.
         target (str, optional): What the export calls it.
+        ending (str): Of our files.
         needs (tuple[str, ...]): Packages to import, without which there is
             no such engine here.
-        takes_ours (bool): Whether there is an export for it.
     """
 
     title = ''
-    takes_ours = True
     target: str | None = None
+    ending = '.onnx'
     needs: tuple[str, ...] = ()
 
     def __init__(self, threads: int) -> None:
@@ -349,7 +349,7 @@ class ExecuTorch(Engine):
     ``flatc``, which its wheel has in ``bin``, must be on PATH.
     """
 
-    title, takes_ours = 'ExecuTorch', False
+    title, target, ending = 'ExecuTorch', 'executorch', '.pte'
     needs = ('executorch', 'torchao')
 
     def float_file(self, subject: Subject) -> Path:

@@ -133,8 +133,8 @@ class Recipe:
             attention's products of activations (q k^T and attn v). Defaults
             to None: float.
         target (str, optional): The engine that is to run the exported model:
-            'onnxruntime', 'openvino' or 'tensorrt'. What it can do on
-            integers beside the layers (sums, products, concatenations,
+            'onnxruntime', 'openvino', 'tensorrt' or 'executorch'. What it can
+            do on integers beside the layers (sums, products, concatenations,
             pools) gets fake quantizers as well, which are trained like the
             others. Defaults to None: the layers alone.
         joints (dict): Their fake quantizers. Defaults to the preset's of

@@ -37,8 +37,10 @@ class Target:
             unless the export finds the engine itself.
         narrow (str): How a range narrower than its type is kept: 'float', by
             a Clip before QuantizeLinear; 'integer', by one after it, on
-            integers, so that a layer before still ends in QuantizeLinear.
-            Defaults to 'float'.
+            integers, so that a layer before still ends in QuantizeLinear;
+            'end', by the end of the type, which the range is moved to, and
+            below by an activation that a layer does, where it is not one
+            already. Defaults to 'float'.
         fills_weights (bool): Whether weights of fewer bits than their type
             are multiplied by a power of two up to its range, and their steps
             divided: the same values, and biases in finer steps. Defaults to
@@ -52,6 +54,12 @@ class Target:
         ends_quantized (frozenset[str]): Layers that it runs on integers only
             if their results are quantized as well, of 'conv' and 'linear'.
             Defaults to none.
+        answers_quantized (bool): Whether that holds for what the model
+            returns, too. Defaults to False.
+        mirrored_weights (bool): Whether the lowest integer of a weight is
+            minus the highest of its type. Defaults to False.
+        endings (tuple[str, ...]): Endings of the files that it takes.
+            Defaults to that of ONNX.
     """
 
     name: str
@@ -67,6 +75,9 @@ class Target:
     narrow_biases: bool = False
     joints: frozenset[str] = frozenset()
     ends_quantized: frozenset[str] = frozenset()
+    answers_quantized: bool = False
+    mirrored_weights: bool = False
+    endings: tuple[str, ...] = ('.onnx', )
 
 
 _TARGETS: dict[str, Target] = {}
@@ -147,3 +158,16 @@ OPENVINO = register_target(Target(
     name='openvino', title='OpenVINO', features=('UINT8', 'INT8'),
     weights=('INT8', ), zero_points=True, integer_biases=False,
     biases_inside=True, measured=False))
+
+# XNNPACK, by executorch/backends/xnnpack: a layer is one of integers only
+# between dequantize and quantize (partition/config/gemm_configs.py), bounds of
+# a range are not read (operators/quant_params.py), and weights are -127 to 127
+# (quantizer/xnnpack_quantizer.py), since kernels on ARM add two products in 16
+# bits. All that is no joint has kernels in float (generic_node_configs.py).
+EXECUTORCH = register_target(Target(
+    name='executorch', title='ExecuTorch', features=('INT8', ),
+    weights=('INT8', ), zero_points=True, integer_biases=True,
+    biases_inside=True, measured=False, narrow='end', fills_weights=True,
+    narrow_biases=True, joints=frozenset({'add', 'mul', 'cat', 'avg_pool'}),
+    ends_quantized=frozenset({'conv', 'linear'}), answers_quantized=True,
+    mirrored_weights=True, endings=('.pte', '.pt2')))

@@ -102,7 +102,7 @@ def test_what_tensorrt_does_not_take_is_named(x, tmp_path):
             target='tensorrt')
     refused('TensorRT takes no uint8', target='tensorrt',
             unsigned_weights=True)
-    refused(r"one of \['onnxruntime', 'tensorrt', 'openvino'\] or None, got "
+    refused(r"one of \['onnxruntime', .*, 'executorch'\] or None, got "
             "'TensorRT'", target='TensorRT')
     refused('got True', target=True)
 
@@ -110,6 +110,7 @@ def test_what_tensorrt_does_not_take_is_named(x, tmp_path):
 def test_a_name_is_one_target():
     assert target_of('tensorrt') is TENSORRT
     assert target_of(None) is STANDARD
-    assert known_targets() == ['onnxruntime', 'tensorrt', 'openvino']
+    assert known_targets() == [
+        'onnxruntime', 'tensorrt', 'openvino', 'executorch']
     with pytest.raises(ValueError, match="a target 'tensorrt' already"):
         register_target(TENSORRT)

@@ -6,7 +6,8 @@ an ONNX model, which :mod:`.runtime` runs, :mod:`.parity` compares with the
 trained one, :mod:`.kernels` looks at as onnxruntime rewrites it,
 :mod:`.onnx_file` writes and :mod:`.report` describes. :mod:`.formats` has the
 kinds of files, :mod:`fpq_plugin.cli` is ``fpq export``. :mod:`.program` makes
-a program of torch.export, which :mod:`.exported_program` writes,
+a program of torch.export (:mod:`.program_norms`, :mod:`.program_layout`),
+which :mod:`.exported_program` writes and :mod:`.executorch_file` lowers,
 :mod:`.encodings` AIMET's encodings, for :mod:`.encodings_file`.
 :mod:`.torch_int8` needs no file.
 
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 # Each format's module registers it.
 from .encodings_file import export_encodings
+from .executorch_file import export_executorch
 from .exported_program import export_program
 from .formats import FileFormat, register_format
 from .onnx_file import export_onnx
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     'ExportReport', 'FileFormat', 'Parity', 'ParityError',
-    'export_checkpoint', 'export_encodings', 'export_onnx', 'export_program',
+    'export_checkpoint', 'export_encodings', 'export_executorch',
+    'export_onnx', 'export_program',
     'register_format', 'to_torch_int8'
 ]
 

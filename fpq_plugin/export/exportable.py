@@ -73,20 +73,23 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def checked_path(path: str | os.PathLike, batch_size: int | None) -> Path:
+def checked_path(path: str | os.PathLike, batch_size: int | None,
+                 target: Target = STANDARD) -> Path:
     """The file to write.
 
     Args:
         path (str | os.PathLike): The file.
         batch_size (int, optional): The only batch size that it is to take;
             None: any.
+        target (Target): What is to take the file. Defaults to STANDARD, which
+            any file is for.
 
     Returns:
         Path: The same.
 
     Raises:
         TypeError: If the batch size is not an integer.
-        ValueError: If it is below 1.
+        ValueError: If it is below 1, or the target takes no such file.
         FileNotFoundError: If there is no folder for the file.
     """
     if batch_size is not None and (
@@ -96,6 +99,11 @@ def checked_path(path: str | os.PathLike, batch_size: int | None) -> Path:
     if batch_size is not None and batch_size < 1:
         raise ValueError(f'batch_size must be at least 1, got {batch_size}')
     path = Path(path)
+    if target is not STANDARD and path.suffix not in target.endings:
+        raise ValueError(
+            f'not exported: {target.title} takes {" or ".join(target.endings)}'
+            f', and the file is {path.name}: give it such an ending, or leave '
+            'the target out')
     if not path.parent.is_dir():
         raise FileNotFoundError(f'not exported: no folder {path.parent}')
     return path

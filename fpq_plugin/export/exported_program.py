@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .._compat.files import write_whole
 from .._compat.restoring import kept_modes
+from ..targets import target_of
 from ..version import __version__
 from .exportable import checked_path, compared_batches, unwrapped
 from .formats import FileFormat, OpenedFile, register_format
@@ -27,7 +28,7 @@ from .parity import (
     compare_batch_of,
     measure_parity,
 )
-from .program import build_program, require_operators
+from .program import build_program, moved_weights, require_operators
 from .report import ExportReport
 
 
@@ -51,7 +52,8 @@ def export_program(model: nn.Module,
                    batches: Iterable[Batch],
                    tolerance: float = TOLERANCE,
                    source: dict[str, str] | None = None,
-                   batch_size: int | None = None) -> ExportReport:
+                   batch_size: int | None = None,
+                   target: str | None = None) -> ExportReport:
     """Write a trained model as ``.pt2``, once it answers as it does.
 
     The file is what ``torch.export.load`` reads, with the operators
@@ -71,6 +73,8 @@ def export_program(model: nn.Module,
             ``torch.export.load`` gives as ``extra_files``. Defaults to None.
         batch_size (int, optional): Write a file for batches of this size
             alone. Defaults to None, any size.
+        target (str, optional): The engine that is to take what a converter
+            makes of it, such as 'executorch'. Defaults to None, any.
 
     Returns:
         ExportReport: Sizes, parity and bits.
@@ -83,16 +87,18 @@ def export_program(model: nn.Module,
         FileNotFoundError: If there is no folder for the file.
     """
     require_operators()
-    path = checked_path(path, batch_size)
+    rules = target_of(target)
+    path = checked_path(path, batch_size, rules)
     model = unwrapped(model)
     with kept_modes(model):
         model.eval()
         example, batches = compared_batches(batches, batch_size)
-        program = build_program(model, example, batch_size)
+        program = build_program(model, example, batch_size, target=rules)
         content = _content_of(program, _notes(model, source or {}))
         run = torch.export.load(io.BytesIO(content)).module()
         parity, = measure_parity(model, [run], batches)
         parity.refuse(tolerance)
+        moved = moved_weights(model, example, rules)
         for size in () if batch_size else OTHER_SIZES:
             compare_batch_of(size, model, run, example, parity)
         in_float = _content_of(
@@ -101,21 +107,24 @@ def export_program(model: nn.Module,
     return ExportReport(
         str(path), len(content), len(in_float), None, parity, (),
         exported_layers(model), target='torch.export', batch_size=batch_size,
+        moved_weights=moved,
         unseen='run by torch, which computes it in float; a converter such as '
         "ExecuTorch's makes integer kernels of it")
 
 
-def check_program(model: nn.Module, example: Tensor) -> None:
+def check_program(model: nn.Module, example: Tensor,
+                  target: str | None = None) -> None:
     """Export the model in memory: what cannot be exported raises.
 
     Args:
         model (nn.Module): In eval mode, takes and returns one tensor.
         example (Tensor): An input, (N, ...).
+        target (str, optional): The engine. Defaults to None, any.
 
     Raises:
         ValueError: If something cannot be exported; the message names it.
     """
-    build_program(model, example)
+    build_program(model, example, target=target_of(target))
 
 
 def open_program(path: str | os.PathLike,
@@ -152,4 +161,5 @@ PT2 = register_format(FileFormat(
     extra='',
     check=check_program,
     write=export_program,
+    takes_target=True,
     open=open_program))

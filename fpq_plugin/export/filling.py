@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from ..quantizers import Quantizer
 from ..targets import Target
 from .features import mark_before
-from .integers import UINT8, IntegerGrid, integer_grid
+from .integers import UINT8, integer_grid
 from .lowering import Weights, number_of
 
 
@@ -23,9 +22,7 @@ def fill_weights(graph: ir.Graph, weights: Weights,
                  quantizers: Sequence[Quantizer], target: Target) -> None:
     """Multiply weights by powers of two, and divide their steps by them.
 
-    Each channel with a step of its own gets the largest power by which its
-    integers fit their type, and lead to sums of 16 bits if they did before:
-    see :meth:`.IntegerGrid.may_saturate`.
+    See :meth:`.IntegerGrid.fill`.
 
     Args:
         graph (ir.Graph): The graph with features' quantizers as marks.
@@ -41,7 +38,7 @@ def fill_weights(graph: ir.Graph, weights: Weights,
             _largest_factor(node, value, quantizers, target)
             for node in value.consumers()), default=UINT8.high)
         if not grid.zero_point.any():
-            _fill(grid)
+            grid.fill()
 
 
 def _largest_factor(node: ir.Node, weight: ir.Value,
@@ -52,22 +49,3 @@ def _largest_factor(node: ir.Node, weight: ir.Value,
         return UINT8.high
     grid = integer_grid(quantizers[number_of(found[0])], target=target)
     return grid.high if grid.type is UINT8 else UINT8.high
-
-
-def _fill(grid: IntegerGrid) -> None:
-    others = tuple(axis for axis in range(grid.weight.ndim)
-                   if axis != grid.axis)
-    lowest, highest = grid.weight.min(others), grid.weight.max(others)
-    low, high = grid.type.low, grid.type.high
-    if not grid.may_saturate():
-        high = min(high, grid.largest_unsaturated())
-        low = max(low, -high)
-    factor = np.ones(grid.step.shape, np.int64)
-    for _ in range(7):
-        twice = 2 * factor
-        factor = np.where(
-            (twice * lowest >= low) & (twice * highest <= high)
-            & ((lowest < 0) | (highest > 0)), twice, factor)
-    grid.weight = grid.weight * grid.along_axis(factor)
-    grid.step = (grid.step / factor).astype(np.float32)
-    grid.low, grid.high = int(grid.weight.min()), int(grid.weight.max())

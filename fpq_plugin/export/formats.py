@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..targets import target_of
 from .report import ExportReport
 
 
@@ -60,6 +61,8 @@ class FileFormat:
             compares before it writes.
         takes_target (bool): Whether both take the name of an engine, as
             ``target``. Defaults to False.
+        engine (str, optional): The only engine that takes the files. Defaults
+            to None, there are several.
         open (Callable[..., OpenedFile], optional): Takes a path and the name
             of an engine, None for the one that the file is for, and opens
             the file; ValueError or ImportError if it cannot. Defaults to
@@ -73,7 +76,22 @@ class FileFormat:
     check: Callable[..., Any]
     write: Callable[..., ExportReport]
     takes_target: bool = False
+    engine: str | None = None
     open: Callable[..., OpenedFile] | None = None
+
+    def target_for(self, trained_for: str | None) -> str | None:
+        """The engine that a file is for, where none is named.
+
+        Args:
+            trained_for (str, optional): What the model was trained for.
+
+        Returns:
+            str | None: That, if it takes such files, else :attr:`engine`.
+        """
+        if trained_for is None or not set(self.endings) & set(
+                target_of(trained_for).endings):
+            return self.engine
+        return trained_for
 
     def require_packages(self) -> None:
         """Refuse to go on without the format's packages.

@@ -123,6 +123,36 @@ class IntegerGrid:
         shape[self.axis] = -1
         return value.reshape(shape)
 
+    def fill(self, mirrored: bool = False) -> None:
+        """Multiply the weight by powers of two, and divide its step by them.
+
+        Each channel with a step of its own gets the largest power by which
+        its integers fit their type, and lead to sums of 16 bits if they did
+        before.
+
+        Args:
+            mirrored (bool): Whether no integer may be lower than minus the
+                highest of the type. Defaults to False.
+        """
+        others = tuple(axis for axis in range(self.weight.ndim)
+                       if axis != self.axis)
+        lowest, highest = self.weight.min(others), self.weight.max(others)
+        low, high = self.type.low, self.type.high
+        if mirrored:
+            low = -high
+        if not self.may_saturate():
+            high = min(high, self.largest_unsaturated())
+            low = max(low, -high)
+        factor = np.ones(self.step.shape, np.int64)
+        for _ in range(7):
+            twice = 2 * factor
+            factor = np.where(
+                (twice * lowest >= low) & (twice * highest <= high)
+                & ((lowest < 0) | (highest > 0)), twice, factor)
+        self.weight = self.weight * self.along_axis(factor)
+        self.step = (self.step / factor).astype(np.float32)
+        self.low, self.high = int(self.weight.min()), int(self.weight.max())
+
     def transpose(self, perm: list[int]) -> None:
         """Permute the weight's axes."""
         self.weight = self.weight.transpose(perm)

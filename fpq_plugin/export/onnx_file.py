@@ -35,6 +35,7 @@ from .parity import (
     measure_parity,
 )
 from .report import ExportedLayer, ExportReport, Latency
+from .timing import latencies
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -148,7 +149,8 @@ def export_onnx(model: nn.Module,
     ONNX.require_packages()
     from .runtime import refuse_wrong_products, saturates
 
-    rules, path = target_of(target), checked_path(path, batch_size)
+    rules = target_of(target)
+    path = checked_path(path, batch_size, rules)
     refuse_wrong_products(rules)
     if unsigned_weights and 'UINT8' not in rules.weights:
         raise ValueError(f'not exported: {rules.title} takes no uint8, set '
@@ -166,12 +168,7 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
             target: Target, batch_size: int | None) -> ExportReport:
     from .build import build_float_onnx, trace_model
     from .kernels import find_kernels
-    from .runtime import (
-        latencies,
-        open_session,
-        opener_of,
-        refuse_unfit_for,
-    )
+    from .runtime import open_session, opener_of, refuse_unfit_for
 
     example, batches = compared_batches(batches, batch_size)
     traced = trace_model(model, example, target, batch_size)

@@ -4,7 +4,8 @@ The program has torch's own operators ``quantized_decomposed``: features are
 quantized and dequantized in front of each layer, and weights are int8
 constants that are dequantized, with the batch norm that follows
 (:mod:`.program_norms`). All integers are int8, which is what kernels take;
-fewer bits are a narrower range of it.
+fewer bits are a narrower range of it. For an engine that reads no ranges
+:mod:`.program_layout` keeps them otherwise.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from .._compat.torch_ao import HAS_TORCH_AO
 from ..joints import rounded_biases
 from ..layers import quantized_layers
 from ..quantizers import Quantizer
+from ..targets import STANDARD, Target
 from .exportable import quantizers_of, refuse_unexportable, refuse_unfit
 from .integers import IntegerGrid, integer_grid, weight_integers
 from .parity import WAY_OUT, some_images
+from .program_layout import lay_out
 from .program_norms import fold_batch_norms
 
 HAS_EXPORT = hasattr(torch.compiler, 'is_exporting')
@@ -63,9 +66,9 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
-def _of_features(quantizer: Quantizer) -> Forward:
+def _of_features(quantizer: Quantizer, target: Target) -> Forward:
     operators = require_operators()
-    grid = integer_grid(quantizer)
+    grid = integer_grid(quantizer, target=target)
     zero_point, low, high = _int8(grid)
     numbers = float(grid.step), int(zero_point), low, high, torch.int8
 
@@ -76,13 +79,48 @@ def _of_features(quantizer: Quantizer) -> Forward:
     return forward
 
 
-def _of_weight(quantizer: Quantizer,
-               weight: Tensor) -> tuple[Forward, dict[str, Tensor]]:
+def _weight_grid(quantizer: Quantizer, weight: Tensor,
+                 target: Target) -> IntegerGrid:
+    grid = weight_integers(quantizer, weight.numpy(), target)
+    if target.fills_weights:
+        if grid.zero_point.any():
+            raise ValueError(f'{target.title} takes weights around 0 alone: '
+                             'train it with symmetric=True')
+        grid.fill(target.mirrored_weights)
+    if target.mirrored_weights:
+        grid.weight = grid.weight.clip(-grid.type.high)
+    return grid
+
+
+def moved_weights(model: nn.Module, example: Tensor, target: Target) -> int:
+    """How many weights an engine has one step higher than the model.
+
+    They are the lowest of their type, where the engine takes one more.
+
+    Args:
+        model (nn.Module): In eval mode, takes one tensor.
+        example (Tensor): Inputs, (N, ...).
+        target (Target): The engine's rules.
+
+    Returns:
+        int: The number, 0 where the engine takes all integers.
+    """
+    if not target.mirrored_weights:
+        return 0
+    grids = [weight_integers(quantizer, weight.numpy(), target)
+             for quantizer, weight in _weights(model, example[:1]).items()]
+    return sum(int((grid.weight < -grid.type.high).sum()) for grid in grids)
+
+
+def _of_weight(quantizer: Quantizer, weight: Tensor, target: Target
+               ) -> tuple[Forward, dict[str, Tensor]]:
     """With the buffers that the quantizer has meanwhile."""
     operators = require_operators()
-    grid = weight_integers(quantizer, weight.numpy())
+    grid = _weight_grid(quantizer, weight, target)
     zero_point, low, high = _int8(grid)
-    integers = grid.weight - (grid.high - high)
+    if target.narrow == 'end':
+        low, high = grid.type.low, grid.type.high
+    integers = grid.weight - (128 if grid.high > 127 else 0)
     buffers = dict(integers=torch.tensor(integers, dtype=torch.int8))
     bounds = low, high, torch.int8
     if grid.axis is None:
@@ -96,7 +134,7 @@ def _of_weight(quantizer: Quantizer,
         *bounds), buffers
 
 
-def _operators_of(model: nn.Module, images: Tensor
+def _operators_of(model: nn.Module, images: Tensor, target: Target
                   ) -> tuple[dict[Quantizer, Forward],
                              dict[Quantizer, dict[str, Tensor]]]:
     """What all quantizers do in the program, and the weights' buffers."""
@@ -107,9 +145,9 @@ def _operators_of(model: nn.Module, images: Tensor
         try:
             if quantizer in weights:
                 forwards[quantizer], buffers[quantizer] = _of_weight(
-                    quantizer, weights[quantizer])
+                    quantizer, weights[quantizer], target)
             else:
-                forwards[quantizer] = _of_features(quantizer)
+                forwards[quantizer] = _of_features(quantizer, target)
         except ValueError as error:
             raise ValueError(f'not exported: {name}: {error}') from error
     return forwards, buffers
@@ -160,7 +198,8 @@ def _weights(model: nn.Module, example: Tensor) -> dict[Quantizer, Tensor]:
 def build_program(model: nn.Module,
                   example: Tensor,
                   batch_size: int | None = None,
-                  quantized: bool = True) -> Any:
+                  quantized: bool = True,
+                  target: Target = STANDARD) -> Any:
     """Export a quantized torch model by ``torch.export``.
 
     Args:
@@ -171,6 +210,7 @@ def build_program(model: nn.Module,
             None, a free one.
         quantized (bool): False leaves the quantizers out, which gives the
             full-precision model. Defaults to True.
+        target (Target): What is to take the program. Defaults to STANDARD.
 
     Returns:
         torch.export.ExportedProgram: The program; it holds nothing but what
@@ -181,7 +221,7 @@ def build_program(model: nn.Module,
     """
     require_operators()
     refuse_unfit(model)
-    refuse_unexportable(model)
+    refuse_unexportable(model, target)
     found = list(quantizers_of(model).values())
     if not found:
         raise ValueError('not exported: the model has no fake quantizer that '
@@ -193,11 +233,18 @@ def build_program(model: nn.Module,
         raise ValueError(
             'not exported: the model must return one tensor, and '
             f'{type(model).__name__} returns a {type(out).__name__}')
-    replaced = (_operators_of(model, images) if quantized else
+    replaced = (_operators_of(model, images, target) if quantized else
                 (dict.fromkeys(found, _identity), {}))
     with rounded_biases(model), _replaced(*replaced):
         whole = _exported(model, images, batch_size).module()
     fold_batch_norms(whole)
+    _strip(whole)
+    program = _exported(whole, images, batch_size)
+    if target.narrow != 'end':
+        return program
+    # What is changed in place cannot be moved.
+    whole = program.run_decompositions({}).module()
+    lay_out(whole)
     _strip(whole)
     return _exported(whole, images, batch_size)
 

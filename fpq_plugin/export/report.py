@@ -5,13 +5,10 @@ from __future__ import annotations
 import io
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 from ..targets import STANDARD
+from .kernel_report import Kernels
 from .parity import Parity
-
-if TYPE_CHECKING:
-    from .kernels import Kernels
 
 # Times the float model's: below, it is noise.
 NOTABLY_SLOWER = 1.05
@@ -98,10 +95,12 @@ class ExportReport:
             the target after the training. Defaults to 0.
         joined (Parity, optional): How the trained model answers with them,
             against without. Defaults to None.
-        kernels (Kernels, optional): What onnxruntime computes on integers.
-            Defaults to None, for a target that it is not.
+        kernels (Kernels, optional): What the engine computes on integers.
+            Defaults to None, where it does not tell.
         lost_kernels (int): Layers that integer biases would have had computed
             on integers besides, where they were given up. Defaults to 0.
+        moved_weights (int): Weights that the engine has one step higher than
+            the trained model, since it takes no -128. Defaults to 0.
         unseen (str): What the comparison did not see, where the file is not
             run in what it is for. Defaults to ''.
     """
@@ -121,6 +120,7 @@ class ExportReport:
     joined: Parity | None = None
     kernels: Kernels | None = None
     lost_kernels: int = 0
+    moved_weights: int = 0
     unseen: str = ''
 
     def ratio(self) -> float:
@@ -174,6 +174,9 @@ class ExportReport:
         if not self.latencies:
             found.append(self.unseen or 'checked against the rules of '
                          f'{self.target}, and not run in it')
+        if self.moved_weights:
+            found.append(f'{self.moved_weights} weights are -128, which '
+                         f'{self.target} does not take, and -127 in the file')
         if self.batch_size is not None:
             found.append(f'takes batches of {self.batch_size} alone')
         return found
@@ -196,6 +199,7 @@ class ExportReport:
             size_ratio=self.ratio(),
             opset=self.opset,
             parity=self.parity.as_dict(),
+            moved_weights=self.moved_weights,
             late_joints=self.late_joints,
             joined=self.joined and self.joined.as_dict(),
             latencies=[

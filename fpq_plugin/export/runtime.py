@@ -8,12 +8,10 @@ it is for that, and there.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 
 import onnx
 import onnx_ir as ir
@@ -23,10 +21,8 @@ from torch import Tensor
 from ..targets import ONNXRUNTIME, OPENVINO, Target, known_targets, target_of
 from .formats import OpenedFile
 from .lowering import LAYER, array_of
+from .timing import Run
 from .tracing import INPUT
-
-Run = Callable[[Tensor], Tensor]
-"""From an input to a model's output."""
 
 
 def open_session(model: bytes, unpack: bool = False) -> Run:
@@ -200,28 +196,6 @@ def refuse_wrong_products(target: Target) -> None:
             f'not exported: onnxruntime {onnxruntime.__version__} multiplies '
             'integers wrongly on this processor, which has AMX: pip install '
             "'onnxruntime>=1.25' (Python 3.10: 'onnxruntime<1.21')")
-
-
-def latencies(runs: list[Run], x: Tensor,
-              repeats: int = 20) -> list[float]:
-    """Median seconds of each on ``x``, taken in turn so that all are equal.
-
-    Args:
-        runs (list): What to time.
-        x (Tensor): The input.
-        repeats (int): Calls of each that count. Defaults to 20.
-
-    Returns:
-        list[float]: Seconds for one call of each.
-    """
-    times: list[list[float]] = [[] for _ in runs]
-    for number in range(repeats + 3):
-        for run, seconds in zip(runs, times):
-            start = time.perf_counter()
-            run(x)
-            if number > 2:
-                seconds.append(time.perf_counter() - start)
-    return [median(seconds) for seconds in times]
 
 
 # -- an engine's rules ----------------------------------------------------

@@ -168,7 +168,8 @@ class _Places:
                     self._quantizes(op)
                     and self.modules[op.layer].weight_quantizer is not None):
                 end = self._end_of(op)
-                if end is None or end.leaves or self._read_as_one(end):
+                if end is None or (not self.target.answers_quantized
+                                   if end.leaves else self._read_as_one(end)):
                     continue
                 if self._place(end) is None:
                     self.bad[op] = 'its result is read inside a forward'
@@ -198,7 +199,8 @@ class _Places:
     def _roots(self) -> Iterator[Value]:
         known = set()
         for op in self.seen.ops:
-            for value in map(root, op.inputs):
+            answers = (value for value in op.outputs if value.leaves)
+            for value in map(root, (*op.inputs, *answers)):
                 if value not in known:
                     known.add(value)
                     yield value
@@ -219,14 +221,15 @@ class _Places:
 
     def _place_of(self, value: Value) -> tuple[str, str] | None:
         reads = [op.time for op in _all_readers(value)]
-        if not reads:
+        if not reads and not value.leaves:
             return None
         for name, time in value.returned_by:
-            if len(self.seen.calls[name]) == 1 and time <= min(reads):
+            if len(self.seen.calls[name]) == 1 and (
+                    time <= min(reads, default=time)):
                 return name, 'output'
         for name, time in value.given_to:
             calls = self.seen.calls[name]
-            if len(calls) == 1 and time <= min(reads) and (
+            if reads and len(calls) == 1 and time <= min(reads) and (
                     max(reads) <= calls[0][1]) and not isinstance(
                         self.modules[name], QuantizedLayer):
                 return name, 'entry'

@@ -144,7 +144,7 @@ def export_checkpoint(config: str | Config,
     model = load_model(config, checkpoint)
     recipe = recipe_of(model._config)
     if file_format.takes_target and recipe is not None:
-        options.setdefault('target', recipe.target)
+        options.setdefault('target', file_format.target_for(recipe.target))
     source = dict(checkpoint=os.path.basename(checkpoint))
     if model._config.filename is not None:
         source['config'] = os.path.basename(model._config.filename)
@@ -201,8 +201,9 @@ class ExportAtEnd:
         if recipe.is_float():
             raise ValueError('fpq.export: nothing to export, weight and '
                              'activation are float. Set export=None.')
-        self._options = ({'target': recipe.target}
-                         if self._format.takes_target else {})
+        self._options = (
+            {'target': self._format.target_for(recipe.target)}
+            if self._format.takes_target else {})
 
     def check(self, runner: Runner, model: nn.Module) -> None:
         """Refuse what could not be exported, before the training.

@@ -134,3 +134,15 @@ def test_what_cannot_be_exported_is_named(x, tmp_path):
     with pytest.raises(ValueError, match='batch_size must be at least 1'):
         export_program(model, tmp_path / 'model.pt2', [(x, None)],
                        batch_size=0)
+
+
+def test_a_program_for_an_engine_has_no_narrow_ranges(x, tmp_path):
+    model = quantized(net(), x, first_last_bits=None, **BITS)
+    path = tmp_path / 'model.pt2'
+    report = export_program(model, path, [(x, None)], target='executorch')
+    assert report.moved_weights == 0
+    program = torch.export.load(path)
+    assert {node.args[-3:] for node in program.graph.nodes
+            if 'quantize_per_' in str(node.target)} == {
+                (-128, 127, torch.int8)}
+    format_of(path).check(model, x, target='executorch')

@@ -26,10 +26,11 @@ def mine(monkeypatch):
 def test_the_ending_finds_the_format(mine, tmp_path):
     assert format_of('model.onnx') is ONNX
     assert format_of(tmp_path / 'model.v2.plan') is mine
-    assert known_endings() == '.encodings or .mine or .onnx or .plan or .pt2'
+    assert known_endings() == (
+        '.encodings or .mine or .onnx or .plan or .pt2 or .pte')
     for path in ('model.pth', 'onnx'):
-        with pytest.raises(ValueError, match='.onnx or .plan or .pt2, got '
-                           f"'{path}'"):
+        with pytest.raises(ValueError, match='.onnx or .plan or .pt2 or .pte, '
+                           f"got '{path}'"):
             format_of(path)
 
 
@@ -77,3 +78,28 @@ def test_without_onnx_all_but_the_export_works():
     assert run.stderr.strip().splitlines()[-1] == (
         'ImportError: ONNX needs onnx, onnx_ir, onnxruntime: pip install '
         "'fpq-openmmlab[export]'")
+
+
+def test_a_file_is_for_the_engine_that_takes_it():
+    pte, pt2 = format_of('model.pte'), format_of('model.pt2')
+    # What was trained for an engine is for it, where it takes the file.
+    assert pte.target_for('executorch') == 'executorch'
+    assert pt2.target_for('executorch') == 'executorch'
+    assert ONNX.target_for('onnxruntime') == 'onnxruntime'
+    for trained_for in (None, 'onnxruntime'):
+        assert pte.target_for(trained_for) == 'executorch'
+        assert pt2.target_for(trained_for) is None
+    assert ONNX.target_for('executorch') is None
+    assert ONNX.target_for(None) is None
+
+
+def test_a_file_that_the_engine_does_not_take_is_refused(tmp_path):
+    x = torch.randn(5, 3, 8, 8)
+    for name, target, endings in (
+            ('model.onnx', 'executorch', '.pte or .pt2'),
+            ('model.pt2', 'tensorrt', '.onnx')):
+        with pytest.raises(ValueError, match=f'takes {endings}, and the file '
+                           f'is {name}: .* leave the target out'):
+            format_of(name).write(quantized(net(), x), tmp_path / name,
+                                  [(x, None)], target=target)
+        assert not (tmp_path / name).exists()

@@ -9,11 +9,7 @@ from exported_models import JointNet, net, quantized
 from torch import nn
 
 from fpq_plugin.export import export_onnx
-from fpq_plugin.export.kernels import (
-    INTEGER_LAYERS,
-    Kernels,
-    optimized_graph,
-)
+from fpq_plugin.export.kernels import INTEGER_LAYERS, optimized_graph
 
 EIGHT = dict(weight=dict(bits=8), activation=dict(bits=8),
              first_last_bits=None)
@@ -98,13 +94,6 @@ def test_reasons_are_those_of_the_file(x, tmp_path):
 
     assert reasons(Twice())[0] == (
         'the output is not read by one quantizer alone')
-
-
-def test_the_line_shortens_names():
-    kernels = Kernels(tuple((str(n), 'because' if n else '')
-                            for n in range(7)), ())
-    assert kernels.line() == ('integer kernels: 1 of 7 layers; float because '
-                              'because (6: 1, 2, 3, 4, ...)')
 
 
 def test_no_target_that_is_not_run_has_kernels(x, tmp_path):

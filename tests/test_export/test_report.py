@@ -77,3 +77,12 @@ def test_what_is_worse_than_in_full_precision_is_a_warning(report):
         'checked against the rules of Mine, and not run in it',
         'takes batches of 8 alone']
     assert other.as_dict()['warnings'] == other.warnings()
+
+
+def test_moved_weights_are_told(report):
+    text, = [each for each in replace(report, moved_weights=3,
+                                      target='Mine').warnings()
+             if 'weights' in each]
+    assert text == ('3 weights are -128, which Mine does not take, and -127 '
+                    'in the file')
+    assert replace(report, moved_weights=3).as_dict()['moved_weights'] == 3

@@ -1,7 +1,6 @@
 """onnxruntime, with sums beyond 16 bits; a file held against its engine."""
 
 import re
-import time
 from importlib.util import find_spec
 
 import onnx
@@ -16,7 +15,6 @@ from fpq_plugin.export import export_onnx, runtime
 from fpq_plugin.export.build import build_onnx
 from fpq_plugin.export.onnx_file import check_onnx
 from fpq_plugin.export.runtime import (
-    latencies,
     multiplies_wrongly,
     open_in_openvino,
     open_session,
@@ -73,23 +71,6 @@ def test_unpacked_weights_answer_the_same(model, x):
     packed, unpacked = (open_session(content, unpack)(x)
                         for unpack in (False, True))
     assert (packed - unpacked).abs().mean() < 1e-3 * packed.std()
-
-
-def test_latencies_are_of_each_in_turn():
-    called = []
-
-    def run(name, seconds):
-        def wait(x):
-            called.append(name)
-            time.sleep(seconds)
-        return wait
-
-    slow, quick = latencies([run('slow', 0.02), run('quick', 0)],
-                            torch.zeros(1), repeats=3)
-    assert slow >= 0.02
-    assert quick < 0.02
-    # Three calls before the first that counts.
-    assert called == 6 * ['slow', 'quick']
 
 
 @pytest.mark.parametrize(('weight', 'activation', 'fault'), [

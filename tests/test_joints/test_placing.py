@@ -70,6 +70,18 @@ def test_squeeze_and_excitation_and_hard_swish():
     assert {'end of conv', 'avg_pool, mul'} <= why
 
 
+def test_what_a_model_returns_ends_in_a_quantizer_for_executorch():
+    model = Pooled(ResNet(18), 512)
+    found = places(placed(model, 'executorch'))
+    last = next(name for name, module in reversed(list(
+        model.named_modules())) if isinstance(module, nn.Linear))
+    assert found[last].why == 'end of linear'
+    assert found[last].side == 'output'
+    # All else is where onnxruntime has it.
+    assert found.keys() - places(placed(
+        Pooled(ResNet(18), 512))).keys() == {last}
+
+
 def test_channel_shuffle_is_seen_through():
     placing = placed(Pooled(ShuffleNetV2(), 1024))
     assert 'backbone.layers.0.1' in places(placing)

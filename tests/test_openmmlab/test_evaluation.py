@@ -174,13 +174,13 @@ def test_metrics_of_any_form(exported):
 def test_a_model_without_a_head_is_refused():
     opened = OpenedFile(lambda x: x, 'onnxruntime')
     model = torch.nn.Sequential(torch.nn.Linear(2, 2))
-    with pytest.raises(ValueError, match='Sequential has no head'):
-        with answered_by(model, opened):
-            pass
+    with pytest.raises(ValueError, match='Sequential has no head'), \
+            answered_by(model, opened):
+        pass
     model.extract_feat, model.head = (lambda x: x), torch.nn.Identity()
-    with pytest.raises(ValueError, match='the file was not asked'):
-        with answered_by(model, opened):
-            pass
+    with pytest.raises(ValueError, match='the file was not asked'), \
+            answered_by(model, opened):
+        pass
     assert model.head(1) == 1  # as it was
 
 

@@ -57,8 +57,8 @@ def test_extras(built):
     files = zipfile.ZipFile(wheel)
     path, = (n for n in files.namelist() if n.endswith('/METADATA'))
     extras = message_from_bytes(files.read(path)).get_all('Provides-Extra')
-    assert {'mmpretrain', 'brevitas', 'analysis', 'export', 'openvino', 'sam',
-            'docs', 'dev'} == set(extras)
+    assert {'mmpretrain', 'brevitas', 'analysis', 'export', 'openvino',
+            'executorch', 'sam', 'docs', 'dev'} == set(extras)
 
 
 def test_every_config_has_a_name():
