@@ -150,14 +150,15 @@ TENSORRT = register_target(Target(
     weights=('INT8', ), zero_points=False, integer_biases=False,
     biases_inside=True, measured=False, joints=frozenset({'add'})))
 
-# It moves the quantization of inputs back over sums, ReLUs and poolings by
-# itself, and keeps a range that is narrower than its type inside a layer's
-# kernel only if it is kept in float. Quantized sums made three layers of a
-# ResNet-18 float that were on integers without.
+# It keeps a range that is narrower than its type inside a layer's kernel only
+# if it is kept in float, and computes a sum in the convolution before it if
+# both operands and the result are quantized. Where a chain of sums ends in a
+# float pool, its last sums stay float as well.
 OPENVINO = register_target(Target(
     name='openvino', title='OpenVINO', features=('UINT8', 'INT8'),
     weights=('INT8', ), zero_points=True, integer_biases=False,
-    biases_inside=True, measured=False))
+    biases_inside=True, measured=False,
+    joints=frozenset({'add', 'mean', 'avg_pool'})))
 
 # XNNPACK, by executorch/backends/xnnpack: a layer is one of integers only
 # between dequantize and quantize (partition/config/gemm_configs.py), bounds of

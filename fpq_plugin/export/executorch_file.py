@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.resources import as_file, files
+from pathlib import Path
 from shutil import which
 from typing import Any
 
@@ -22,7 +23,7 @@ from .._compat.restoring import kept_modes
 from ..targets import EXECUTORCH, target_of
 from .executorch_kernels import find_kernels
 from .exportable import checked_path, compared_batches, unwrapped
-from .formats import FileFormat, register_format
+from .formats import FileFormat, OpenedFile, register_format
 from .onnx_file import exported_layers
 from .parity import TOLERANCE, Batch, measure_parity, some_images
 from .program import build_program, moved_weights, require_operators
@@ -173,6 +174,10 @@ class OpenedContent:
         # The next call writes to the same place.
         return self._method.execute([x.contiguous()])[0].clone()
 
+    def batch_size(self) -> int:
+        """The only one that the file takes."""
+        return self._method.metadata.input_tensor_meta(0).sizes()[0]
+
 
 @contextmanager
 def _flatc() -> Iterator[None]:
@@ -191,6 +196,29 @@ def _flatc() -> Iterator[None]:
             del os.environ[FLATC]
 
 
+def open_executorch(path: str | os.PathLike,
+                    engine: str | None = None) -> OpenedFile:
+    """Open a ``.pte`` file in ExecuTorch.
+
+    Args:
+        path (str | os.PathLike): The file.
+        engine (str, optional): 'executorch', or None.
+
+    Returns:
+        OpenedFile: What runs it.
+
+    Raises:
+        ValueError: If another engine is asked for.
+        ImportError: If executorch is missing.
+    """
+    if engine not in (None, EXECUTORCH.name):
+        raise ValueError("a .pte file is run by 'executorch', not by "
+                         f'{engine!r}')
+    PTE.require_packages()
+    run = OpenedContent(Path(path).read_bytes())
+    return OpenedFile(run, EXECUTORCH.title, run.batch_size())
+
+
 PTE = register_format(FileFormat(
     name='ExecuTorch',
     endings=('.pte', ),
@@ -199,4 +227,5 @@ PTE = register_format(FileFormat(
     check=check_executorch,
     write=export_executorch,
     takes_target=True,
-    engine=EXECUTORCH.name))
+    engine=EXECUTORCH.name,
+    open=open_executorch))

@@ -49,8 +49,8 @@ def place_marks(graph: ir.Graph, quantizers: Sequence[Quantizer],
                 target: Target) -> None:
     """Leave one mark where the same quantizer has several on one tensor.
 
-    A quantizer changes nothing of what it has quantized. A target whose
-    layers are to end in QuantizeLinear gets marks in front of moves, too.
+    A quantizer changes nothing of what it has quantized. A target with joints
+    gets marks in front of moves, too: a layer before them ends in integers.
 
     Args:
         graph (ir.Graph): The traced graph, changed in place.
@@ -73,7 +73,7 @@ def place_marks(graph: ir.Graph, quantizers: Sequence[Quantizer],
             out.replace_all_uses_with(known)
             graph.remove(mark, safe=True)
     for mark in marks(graph, of_weights=False):
-        if target.ends_quantized and quantizers[
+        if target.joints and quantizers[
                 number_of(mark)].grid().ch_axis is None:
             _put_first(graph, mark)
 
@@ -121,8 +121,6 @@ def lower_features(graph: ir.Graph,
         mark: integer_grid(quantizers[number_of(mark)], target=target)
         for mark in marks(graph, of_weights=False)
     }
-    # onnxruntime makes two pairs in a row one of yet another step, unless
-    # there is a Clip.
     again = {mark for mark in grids if mark_before(mark.inputs[0])}
     on_integers = target.narrow == 'integer'
     if on_integers:
@@ -139,8 +137,11 @@ def lower_features(graph: ir.Graph,
             nodes.append(_clip(graph, x, (
                 (ends - grid.zero_point) * grid.step).astype(np.float32)))
             x = nodes[-1].outputs[0]
+        if on_integers and mark in again:
+            nodes.append(_lookup(x))
+            x = nodes[-1].outputs[0]
         nodes.append(ir.node('QuantizeLinear', [x, *both], axis))
-        if on_integers and (mark in again or not grid.fills_type()):
+        if on_integers and not grid.fills_type():
             kind = ir.DataType[grid.type.name]
             nodes.append(_clip(graph, nodes[-1].outputs[0],
                                ends.astype(kind.numpy())))
@@ -149,6 +150,16 @@ def lower_features(graph: ir.Graph,
         replace_nodes(graph, [mark], nodes)
         if on_integers and grid.axis is None:
             _move_integers(graph, nodes[-1])
+
+
+def _lookup(x: ir.Value | None) -> ir.Node:
+    """What leaves values as they are, between two pairs of steps.
+
+    Without it onnxruntime makes two pairs in a row one of yet another step.
+    With it the way from integers to integers is its QLinearLeakyRelu, a table
+    of 256 bytes that it fills by the same two nodes.
+    """
+    return ir.node('LeakyRelu', [x], dict(alpha=1.0))
 
 
 def _clip(graph: ir.Graph, x: ir.Value | None, ends: np.ndarray) -> ir.Node:

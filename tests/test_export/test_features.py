@@ -15,9 +15,10 @@ from torch import nn
 from fpq_plugin.export import export_onnx
 from fpq_plugin.export.build import trace_model
 from fpq_plugin.export.features import place_marks
+from fpq_plugin.export.kernels import optimized_graph
 from fpq_plugin.export.lowering import marks
 from fpq_plugin.export.rewriting import read_graph
-from fpq_plugin.targets import ONNXRUNTIME, STANDARD
+from fpq_plugin.targets import ONNXRUNTIME, OPENVINO, STANDARD
 
 
 class Chain(nn.Module):
@@ -94,8 +95,9 @@ def test_a_mark_is_right_behind_a_layer_where_that_must_end_in_one():
 
     assert kinds(STANDARD) == ['Relu', 'MaxPool', 'Transpose',
                                'FakeQuantize', 'Add']
-    assert kinds(ONNXRUNTIME) == ['Relu', 'FakeQuantize', 'MaxPool',
-                                  'Transpose', 'Add']
+    for target in (ONNXRUNTIME, OPENVINO):
+        assert kinds(target) == ['Relu', 'FakeQuantize', 'MaxPool',
+                                 'Transpose', 'Add']
 
 
 def exported(model, x, path):
@@ -172,6 +174,30 @@ def test_two_quantizers_in_a_row_are_both_there(bits, tmp_path):
     model = Chain('a', 'b', a=first, b=second).eval()
     kinds = exported(model, x, tmp_path / 'model.onnx')
     assert kinds.count('QuantizeLinear') == 2
+    assert kinds.count('Clip') == sum(each < 8 for each in bits)
+
+
+@pytest.mark.parametrize(('factor', 'bits'), [(0.3, 8), (2, 4), (20, 4)])
+@pytest.mark.parametrize('symmetric', [True, False])
+def test_integers_are_looked_up_where_two_quantizers_stand_in_a_row(
+        factor, bits, symmetric, tmp_path):
+    """All 256 of the first, by no float tensor, and halves to even."""
+    x = (torch.arange(256.) - 128 * symmetric).view(4, 1, 8, 8)
+    first, second = (quantizer(x, bits=each, symmetric=symmetric)
+                     for each in (8, bits))
+    with torch.no_grad():
+        first._set_step(torch.ones(1))
+        second._set_step(torch.full((1, ), float(factor)))
+    model = Chain('a', 'b', a=first, b=second).eval()
+    path = tmp_path / 'model.onnx'
+    exported(model, x, path)
+    with torch.no_grad():
+        assert (answers(path, x) - model(x)).abs().max() < 1e-3
+    kinds = [node.op_type for node in optimized_graph(
+        path.read_bytes()).node]
+    assert kinds.count('QLinearLeakyRelu') == 1
+    assert kinds.count('QuantizeLinear') == 1
+    assert kinds.count('DequantizeLinear') == 1
 
 
 def test_a_quantizer_of_several_places_is_stored_once(tmp_path):

@@ -95,6 +95,16 @@ def test_sums_between_norms_stay_float():
     assert list(places(placing)) == ['backbone.patch_embed.projection']
 
 
+def test_openvino_gets_sums_and_pools_alone():
+    found = places(placed(Pooled(ResNet(18), 512), 'openvino'))
+    # Both operands of each sum, and what the pool reads, as elsewhere.
+    assert set(found) == set(places(placed(Pooled(ResNet(18), 512))))
+    found = places(placed(Pooled(MobileNetV3('small'), 576), 'openvino'))
+    kinds = {kind for joint in found.values()
+             for kind in joint.why.split(', ')}
+    assert kinds == {'add', 'avg_pool'}
+
+
 def test_no_rules_no_joints():
     found = placed(Pooled(MobileNetV2(), 1280), STANDARD)
     assert not places(found)
