@@ -82,6 +82,14 @@ METHODS: dict[str, tuple[str, dict]] = {
         'backbone.conv1', 'backbone.layer1', 'backbone.layer2']}),
 }
 METHODS['recommended'] = 'recommended', {}
+# When CSD has given way to the logits; 'alone': from the start.
+METHODS.update({
+    f'recommended by={by}': ('recommended', {'distillation': [
+        dict(type='CSDLoss', fades='out', fades_by=by),
+        dict(type='LogitKD', loss_weight=3.0, fades='in', fades_by=by)]})
+    for by in (1.0, 0.25)})
+METHODS['recommended, logits alone'] = 'recommended', {
+    'distillation': dict(type='LogitKD', loss_weight=3.0)}
 _SFP = {'_delete_': True, 'type': 'StochasticFeaturePerturbation'}
 
 
@@ -198,6 +206,8 @@ def grid() -> Iterator[Cell]:
                       BITS)
     for model in ('resnet', *small, 'resnet18', 'mobilenet_v2'):
         yield from _cells(model, ('recommended', ), BITS)
+    yield from _cells('resnet', [name for name in METHODS if
+                                 name.startswith('recommended')], ('w2a2', ))
     # More seeds, on another processor: there 0 to 2 give other networks.
     yield from _cells('resnet', first, ('w4a4', ), (3, 4, 5))
     yield from _cells('resnet18', first, BITS[1:], (3, 4, 5))

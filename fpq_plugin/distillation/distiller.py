@@ -121,6 +121,7 @@ class Distiller:
                 raise ValueError(
                     f'{type(each).__name__} compares layers by their names, '
                     'which a teacher of another architecture does not share')
+        self._live = dict(self._criteria)
         known = frozen_layers(teacher, [teacher_layer] if teacher_layer
                               else self._criteria)
         self._handles = []
@@ -143,12 +144,14 @@ class Distiller:
         """The losses' sum in the training forwards since the last call.
 
         A scalar. Called again before the next forward, it answers the same.
+        What has faded out counts 0, and is not taken any more.
 
         Raises:
             RuntimeError: If there was no such forward, or no layer was
                 compared in it.
         """
-        return torch.stack(list(self._weighed().values())).sum()
+        losses = list(self._weighed().values())
+        return torch.stack(losses).sum() if losses else torch.zeros(())
 
     def mean_with(self, task_loss: Tensor) -> Tensor:
         """The objective: the mean of the task's loss and of :meth:`loss`.
@@ -181,9 +184,14 @@ class Distiller:
         self._progress_told = True
         for each in self.criteria:
             each.set_progress(share)
+        live = {name: [each for each in criteria if not each.over]
+                for name, criteria in self._criteria.items()}
+        self._live = {name: each for name, each in live.items() if each}
 
     def _weighed(self) -> dict[tuple[str, str], Tensor]:
         """The losses by label and layer, those that fade by their part."""
+        if not self._live:
+            return {}
         if not self._progress_told and any(each.fades
                                            for each in self.criteria):
             self._progress_told = True
@@ -206,8 +214,10 @@ class Distiller:
         parts = defaultdict(list)
         for (label, _), loss in self._weighed().items():
             parts[label].append(loss)
-        return {label: torch.stack(part).sum()
-                for label, part in parts.items()}
+        over = {each.label: torch.zeros(()) for each in self.criteria
+                if each.over}
+        return over | {label: torch.stack(part).sum()
+                       for label, part in parts.items()}
 
     def layer_losses(self, label: str | None = None) -> dict[str, Tensor]:
         """Each distilled layer's part of the last :meth:`loss`, by name.
@@ -234,8 +244,11 @@ class Distiller:
         del self.teacher
 
     def has_loss(self) -> bool:
-        """Whether the last training forward compared any layer."""
-        return self._tally.any()
+        """Whether the last training forward compared all that it should.
+
+        That is any layer, or none, if all losses have faded out.
+        """
+        return self._tally.any() or not self._live
 
     def begin(self, student: nn.Module, args: tuple, kwargs: dict) -> None:
         """Run the teacher, before a training forward of the student.
@@ -250,6 +263,8 @@ class Distiller:
             self._tally.pass_by()
             return
         self._tally.start()
+        if not self._live:
+            return
         self._active = True
         with torch.no_grad():
             self._run_teacher(self.teacher, args, kwargs)
@@ -257,7 +272,7 @@ class Distiller:
                 self._maps.clear()
                 self._run_teacher(self.teacher, args, kwargs)
         try:
-            for name, criteria in self._criteria.items():
+            for name, criteria in self._live.items():
                 if not self._maps[name]:
                     refuse_uncalled(criteria, name, 'teacher')
         except RuntimeError:
@@ -279,7 +294,7 @@ class Distiller:
         called = {name for (_, name), *_ in taken}
         for name in more:
             if name not in called and name not in self._left_out:
-                refuse_uncalled(self._criteria[name], name, 'student')
+                refuse_uncalled(self._live[name], name, 'student')
             self._leave_out(name, 'the student called it less often'
                             if name in called else
                             'the student did not call it')
@@ -314,7 +329,7 @@ class Distiller:
     def _keep(self, name: str) -> Callable:
 
         def keep(layer: nn.Module, args: tuple, output: Tensor) -> None:
-            if self._active:
+            if self._active and name in self._live:
                 output = values_of(output)
                 # Traced, a change in place is not to be seen; Inductor drops
                 # the copies that are not needed.
@@ -328,7 +343,7 @@ class Distiller:
 
         def compare(layer: nn.Module, args: tuple,
                     output: Any) -> Tensor | None:
-            if not self._active:
+            if not self._active or name not in self._live:
                 return None
             if not torch.is_grad_enabled():
                 self._leave_out(name, 'it runs without gradient (no_grad, or '
@@ -349,7 +364,7 @@ class Distiller:
                     f"the teacher's {tuple(teacher_map.shape)}")
                 return None
             out, values, losses = losses_of(
-                self._criteria[name], layer, output, teacher_map,
+                self._live[name], layer, output, teacher_map,
                 name in self._overwritten)
             self._taken += [((each.label, name), values, _version(values),
                              loss) for each, loss in losses]

@@ -33,6 +33,7 @@ class DistillationLoss(ABC, nn.Module):
         part (Tensor, optional): Scalar that the loss and its weight are
             multiplied by, which :meth:`set_progress` changes. Defaults to
             None: 1 throughout.
+        over (bool): Whether it has faded out, so that it need not be taken.
 
     Examples:
         >>> from mmengine.registry import MODELS
@@ -51,6 +52,7 @@ class DistillationLoss(ABC, nn.Module):
     part: Tensor | None = None
     fades: str | None = None
     fades_by: float = 1.0
+    over = False
 
     def of_one_layer(self) -> bool:
         """Whether one layer's output is compared, not every layer's."""
@@ -89,6 +91,7 @@ class DistillationLoss(ABC, nn.Module):
             share = min(share / self.fades_by, 1.0)
             left = (1 + math.cos(math.pi * share)) / 2
             self.part.fill_(left if self.fades == 'out' else 1 - left)
+            self.over = self.fades == 'out' and share == 1
 
     @abstractmethod
     def forward(self, student: Tensor, teacher: Tensor,

@@ -395,3 +395,61 @@ def test_a_share_of_the_gradient_leaves_the_value(share):
             wanted, = torch.autograd.grad(old, x, retain_graph=True)
             got, = torch.autograd.grad(new, x, retain_graph=True)
             torch.testing.assert_close(got, share * wanted)
+
+
+def test_a_loss_that_has_faded_out_is_not_taken(monkeypatch):
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    teacher = copy.deepcopy(student)
+    convert(student)
+    x = torch.randn(20, 4)
+    calibrate(student, [x])
+    whole = copy.deepcopy(student)
+    calls = []
+    attach = CSDLoss.attach
+    monkeypatch.setattr(CSDLoss, 'attach', lambda self, *args: calls.append(
+        1) or attach(self, *args))
+    distiller = Distiller(student, teacher, [
+        CSDLoss(fades='out', fades_by=0.5), LogitKD(fades='in', fades_by=0.5)])
+    gradients = []
+    for share, count in ((0.4, 2), (0.5, 0), (1.0, 0), (0.4, 2)):
+        calls.clear()
+        distiller.set_progress(share)
+        student.zero_grad()
+        task = student(x).square().mean()
+        losses = distiller.losses()
+        assert len(calls) == count
+        assert distiller.has_loss()
+        assert list(losses) == ['csd', 'kd']
+        assert (losses['csd'] > 0) == bool(count)
+        torch.testing.assert_close(distiller.loss(), sum(losses.values()))
+        distiller.mean_with(task).backward()
+        gradients.append(student[0].weight.grad.clone())
+    # As if it were taken with a weight of 0.
+    both = Distiller(whole, teacher, [CSDLoss(0.0), LogitKD()])
+    both.mean_with(whole(x).square().mean()).backward()
+    assert torch.equal(whole[0].weight.grad, gradients[1])
+    assert torch.equal(gradients[1], gradients[2])
+    assert torch.equal(gradients[0], gradients[3])
+
+
+def test_all_losses_may_fade_out():
+    student = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    teacher = copy.deepcopy(student)
+    convert(student)
+    x = torch.randn(20, 4)
+    calibrate(student, [x])
+    called = []
+    teacher.register_forward_pre_hook(lambda *args: called.append(1))
+    distiller = Distiller(student, teacher, CSDLoss(fades='out'))
+    distiller.set_progress(1.0)
+    task = student(x).square().mean()
+    assert not called
+    assert distiller.has_loss()
+    assert distiller.loss() == 0
+    assert distiller.losses() == {'csd': 0}
+    assert torch.equal(distiller.mean_with(task), task)
+    distiller.set_progress(0.5)
+    student(x)
+    assert called
+    assert distiller.loss() > 0
