@@ -41,6 +41,10 @@ RECIPES: dict[str, dict | None] = {
     'full precision': None,
     'paper': dict(preset='paper'),
     'recommended': {},
+    # CSD gives way to the logits over the whole training.
+    'recommended, fades_by=1': dict(distillation=[
+        dict(type='CSDLoss', fades='out'),
+        dict(type='LogitKD', loss_weight=3.0, fades='in')]),
     # What each part of it does.
     'steps by their size': dict(
         weight=LSQ, activation=dict(LSQ, observer='mse')),
