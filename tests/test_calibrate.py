@@ -1,5 +1,6 @@
 """Calibration: ranges, modes, what it leaves alone, what it refuses."""
 
+import sys
 from collections import UserDict
 from dataclasses import dataclass
 
@@ -297,3 +298,18 @@ def test_buffers_that_training_moves_are_put_back():
     calibrate(model, [torch.randn(2, 3, 8, 8)], training=True)
     assert model[1].calls == 0
     assert not uninitialized(model)
+
+
+def test_a_model_without_quantized_layers_is_refused():
+    with pytest.raises(ValueError, match='no quantized layer: call convert'):
+        calibrate(net(), [torch.rand(2, 3, 8, 8)])
+
+
+def test_joints_whose_hooks_are_lost_are_refused(monkeypatch):
+    model = net()
+    convert(model)
+    seen = []
+    monkeypatch.setattr(sys.modules[calibrate.__module__],
+                        'refuse_lost_hooks', seen.append)
+    calibrate(model, [torch.rand(2, 3, 8, 8)])
+    assert seen == [model]

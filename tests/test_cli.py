@@ -46,7 +46,7 @@ def test_help_of_export_teaches():
 @pytest.mark.parametrize(('args', 'why'), [
     (['-o', 'nowhere/model.onnx'], '--out: no folder nowhere'),
     (['-o', 'model.pth'],
-     "must end in .encodings or .onnx or .pt2, got 'model.pth'"),
+     "must end in .encodings or .onnx or .pt2 or .pte, got 'model.pth'"),
     (['-o', 'model.onnx', '--json', 'nowhere/it.json'],
      '--json: no folder nowhere'),
     (['-o', 'model.onnx', '--images', '0'],

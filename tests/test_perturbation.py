@@ -389,3 +389,22 @@ def test_noise_is_drawn_in_the_steps_type():
         torch.zeros(100, dtype=torch.bfloat16), step, key)
     assert narrow.dtype is torch.bfloat16
     assert torch.equal(narrow, wide.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize(('granularity', 'chosen'), [
+    ('call', (True, True, True)), ('sample', None)])
+def test_a_key_names_the_same_noise_in_every_release(granularity, chosen):
+    """Resumed by a newer release, a run goes on with its noise."""
+    key = 2**61
+    perturbation, _ = make(p=0.5, granularity=granularity)
+    generator = torch.Generator().manual_seed(mix(key, 1))
+    noise = 0.25 * (torch.rand(3, 4, generator=generator) - 0.5)
+    if chosen is None:
+        draws = torch.rand(3, generator=torch.Generator().manual_seed(
+            mix(key, 2)))
+        chosen = (draws < 0.5).tolist()
+        assert len(set(chosen)) == 2
+    x = torch.ones(3, 4)
+    out = perturbation.perturb(x, torch.tensor([0.25]), key)
+    wanted = x + noise * torch.tensor(chosen)[:, None]
+    torch.testing.assert_close(out, wanted)

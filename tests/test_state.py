@@ -1,6 +1,7 @@
 """What checkpoints say of their quantizers, and what is made of it."""
 
 import io
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from fpq_plugin import LSQFakeQuantize, calibrate, convert
 from fpq_plugin.quantizers import describe, differences
 from fpq_plugin.state import (
+    _by_keys,
     bare_state,
     complete_state,
     dropped_keys,
@@ -206,3 +208,26 @@ def test_what_is_put_back_is_no_parameter():
     model._register_state_dict_hook(drop)
     assert not any(value.requires_grad
                    for value in complete_state(model).values())
+
+
+@pytest.mark.parametrize(('given', 'needed', 'told'), [
+    ((1, ), (8, ), 'per tensor'), ((8, ), (1, ), r'per channel \(8 steps\)'),
+    ((), (8, ), 'per tensor')])
+def test_shapes_tell_how_many_steps_there_are(given, needed, told):
+    own = LSQFakeQuantize(bits=4, per_channel=needed != (1, ),
+                          num_channels=needed[0])
+    state = {f'w.{key}': torch.zeros(given) if value.shape == needed
+             else value for key, value in own.state_dict().items()}
+    stored, here = _by_keys('w', own, state)
+    assert re.fullmatch(told, stored)
+    assert here == ('per tensor' if needed == (1, )
+                    else 'per channel (8 steps)')
+
+
+def test_a_step_in_the_logarithm_is_told_by_its_key():
+    own = LSQFakeQuantize(bits=4)
+    state = {f'w.{key.replace("scale", "log_scale")}': value
+             for key, value in own.state_dict().items()}
+    stored, here = _by_keys('w', own, state)
+    assert stored.startswith('LogLSQFakeQuantize (with ')
+    assert here.startswith('LSQFakeQuantize (with ')

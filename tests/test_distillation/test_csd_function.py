@@ -8,6 +8,7 @@ from reference import csd_64
 
 from fpq_plugin import CSDLoss
 from fpq_plugin.distillation import csd
+from fpq_plugin.distillation.csd_function import joint_moments
 
 # Where the mean of equal numbers is not always that number, in float32.
 SIZES = [(3, 7, 7), (8, 5, 9), (31, 28, 28)]
@@ -131,3 +132,9 @@ def test_a_graph_computes_the_same(dims, monkeypatch):
     torch.testing.assert_close(traced, plain)
     torch.testing.assert_close(
         *(torch.autograd.grad(loss, student)[0] for loss in (traced, plain)))
+
+
+def test_one_element_in_all_is_its_own_mean():
+    moments = tuple(torch.full((1, 3, 1), value)
+                    for value in (2.0, 0.0, -1.0, 0.0, 0.0))
+    assert all(map(torch.equal, joint_moments(moments, 1), moments))

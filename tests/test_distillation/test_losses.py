@@ -308,3 +308,24 @@ def test_logits_of_no_images_have_a_loss():
     loss = LogitKD()(logits, torch.empty(0, 10))
     assert loss.item() == 0
     assert torch.autograd.grad(loss, logits)[0].shape == logits.shape
+
+
+def test_processes_are_apart_unless_one_asks():
+    assert CSDLoss().sync is False
+    assert 'sync=False' in repr(CSDLoss())
+
+
+@pytest.mark.parametrize('statistics', ['batch', 'space'])
+@pytest.mark.parametrize('shape', [(6, 5), (4, 5, 3), (4, 5, 3, 2)])
+def test_attached_it_is_the_same_loss(shape, statistics):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, *shape, dtype=torch.float64)
+    loss = CSDLoss(2.0, statistics=statistics)
+    one, other = (student.clone().requires_grad_() for _ in '12')
+    output, value = loss.attach(one, teacher, 1)
+    assert torch.equal(output, student)
+    wanted = loss(other, teacher, 1)
+    torch.testing.assert_close(value, wanted)
+    (output.sum() * 0 + value).backward()
+    wanted.backward()
+    torch.testing.assert_close(one.grad, other.grad)

@@ -120,7 +120,7 @@ def test_the_commands_exist():
             assert rest[0] in ('train', 'test'), where
             is_config(rest[2], where)
         elif program == 'fpq':
-            assert rest[0] in ('export', 'analyze'), where
+            assert rest[0] in ('export', 'evaluate', 'analyze'), where
             is_config(rest[1], where)
         elif program == 'python' and rest[0] == '-m':
             assert find_spec(rest[1]), where

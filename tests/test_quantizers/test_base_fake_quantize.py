@@ -1,5 +1,7 @@
 """The mse observer against a brute-force search; shapes, switches, state."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -137,6 +139,8 @@ def test_defaults_before_the_first_tensor():
 def test_all_of_its_state_is_made_on_the_device(cls):
     quantizer = cls(factory_kwargs=dict(device='meta'))
     assert all(value.is_meta for value in quantizer.state_dict().values())
+    assert quantizer.min_val.is_meta
+    assert quantizer.max_val.is_meta
 
 
 def test_the_switches_of_torch_ao():
@@ -145,9 +149,11 @@ def test_the_switches_of_torch_ao():
     quantizer = LSQFakeQuantize(bits=4)
     quantizer.disable_fake_quant()
     quantizer.enable_observer()
+    assert quantizer.observer_enabled.item() == 1
     assert quantizer(x) is x
     assert quantizer.stage is Stage.OBSERVING
     quantizer.disable_observer()
+    assert quantizer.observer_enabled.item() == 0
     assert quantizer.stage is Stage.READY
     quantizer.enable_fake_quant()
     quantizer(10 * x)
@@ -195,3 +201,36 @@ def test_a_weight_to_come_is_spread_evenly():
     row = torch.tensor([-4, -3, -2, -1, 0, 1, 2, 3, 4]) / 12
     torch.testing.assert_close(found, row.expand(2, 9))
     assert weight_to_come(torch.zeros(3, 1)).tolist() == [[1]] * 3
+
+
+def test_a_range_is_forgotten_once_it_is_a_step():
+    quantizer = LSQFakeQuantize(bits=4)
+    quantizer.observe(torch.tensor([-9.0, 9.0]))
+    quantizer.initialize()
+    assert not quantizer.was_observed()
+    quantizer.observe(torch.tensor([0.0, 1.5]))
+    quantizer.initialize()
+    assert quantizer.step().item() == pytest.approx(0.1)
+
+
+def test_stages_keep_the_numbers_that_checkpoints_have():
+    assert {stage.name: stage.value for stage in Stage} == dict(
+        NEW=0, READY=1, IDLE=2, OBSERVING=3, WAITING=4)
+    assert len(Stage) == 5
+
+
+@pytest.mark.parametrize('options', [
+    dict(symmetric=True, signed=True), dict(symmetric=False)])
+def test_no_word_of_negatives_where_a_range_holds_them(options):
+    quantizer = LSQFakeQuantize(bits=4, **options)
+    quantizer.observe(torch.tensor([-3.0, -1.0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        quantizer.initialize()
+
+
+def test_a_range_of_nothing_has_a_step_of_one():
+    quantizer = LSQFakeQuantize(bits=4)
+    step, zero = quantizer._affine(torch.zeros(2), torch.zeros(2))
+    assert step.tolist() == [1, 1]
+    assert zero.tolist() == [15, 15]

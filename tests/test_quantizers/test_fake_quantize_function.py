@@ -14,6 +14,7 @@ from fpq_plugin import (
     LSQPlusFakeQuantize,
     TorchAOFakeQuantize,
 )
+from fpq_plugin.quantizers.fake_quantize_function import fake_quantize
 
 
 @each
@@ -112,3 +113,18 @@ def test_autocast_computes_in_float32(cls, reference, weight):
     with torch.autocast('cpu', torch.bfloat16):
         out = quantizer(x)
     torch.testing.assert_close(out, quantizer(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_a_model_in_half_computes_in_float32(dtype):
+    """A step of few digits and a value of few: the quotient is not rounded."""
+    x = torch.linspace(-3, 3, 4001).to(dtype)
+    step = torch.tensor([0.0123]).to(dtype)
+    zero = torch.tensor([3], dtype=torch.int32)
+    out = fake_quantize(x, step, zero, 0, 255)
+    integers = torch.round(x.double() / step.double()) + 3
+    wanted = (integers.clamp(0, 255) - 3) * step.double()
+    assert out.dtype == dtype
+    # At an edge float32 may fall on the other side of it.
+    off = (out.double() - wanted.to(dtype).double()).abs()
+    assert (off > 0).float().mean() < 1e-3

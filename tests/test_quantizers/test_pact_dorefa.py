@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fpq_plugin import PACTFakeQuantize, convert
+from fpq_plugin.quantizers import DoReFaFakeQuantize
 
 
 def test_pact_is_the_papers_after_a_relu():
@@ -25,3 +26,17 @@ def test_dorefa_is_refused_for_features():
     with pytest.raises(ValueError, match=r'activation\.type: DoReFa.* weigh'):
         convert(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)),
                 activation=dict(type='DoReFaFakeQuantize'))
+
+
+def test_dorefas_step_is_that_of_the_last_training_forward():
+    """Of 2 M / (2^q - 1), M the largest weight; eval mode leaves it."""
+    quantizer = DoReFaFakeQuantize(bits=4)
+    weight = torch.linspace(-1.5, 0.9, 8).view(2, 4)
+    quantizer.observe(weight)
+    quantizer.initialize()
+    quantizer.train()
+    quantizer(2 * weight)
+    assert quantizer.step().item() == pytest.approx(2 * 3.0 / 15)
+    quantizer.eval()
+    quantizer(7 * weight)
+    assert quantizer.step().item() == pytest.approx(2 * 3.0 / 15)
