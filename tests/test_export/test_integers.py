@@ -18,7 +18,7 @@ from fpq_plugin.export.integers import (
     narrowest_type,
     weight_integers,
 )
-from fpq_plugin.targets import ONNXRUNTIME
+from fpq_plugin.targets import ONNXRUNTIME, TENSORRT
 
 
 def grid_of(low, high):
@@ -112,6 +112,22 @@ def test_integers_are_counted_from_where_they_fit(low, high, zero, stored,
             int(found.zero_point)) == expected
     assert found.low - found.zero_point == low - zero
     assert found.high - found.zero_point == high - zero
+
+
+@pytest.mark.parametrize(('target', 'high', 'why'), [
+    (TENSORRT, 255, r'TensorRT takes integers of INT8 around 0, not of 0 to '
+     '255 around 3: train it with symmetric=True'),
+    (ONNXRUNTIME, 1000, '0 to 1000|1000'),
+])
+def test_ranges_that_fit_nowhere_are_refused(target, high, why):
+    quantizer = quantized(nn.Sequential(nn.Linear(6, 5)), torch.rand(9, 6),
+                          activation=dict(bits=8))[0].input_quantizer
+    grid = quantizer.grid()
+    quantizer.grid = lambda: type(grid)(
+        grid.step, torch.full_like(grid.zero_point, 3), 0, high)
+    with pytest.raises(ValueError, match=why) as caught:
+        integer_grid(quantizer, False, target)
+    assert ('symmetric' in str(caught.value)) == (target is TENSORRT)
 
 
 def test_the_types_are_the_standards():

@@ -112,11 +112,14 @@ def test_a_weight_that_its_layer_computes_is_stored(layer, bits, kind,
                           nn.Flatten(), nn.Linear(8 * 36, 5))
     quantized(model, x, weight=dict(bits=bits), activation=dict(bits=bits),
               first_last_bits=None)
+    hooks = [len(each._forward_pre_hooks) for each in model.modules()]
     report = export_onnx(model, tmp_path / 'model.onnx', [(x, None)])
     assert report.parity.mean_difference < 1e-3 * report.parity.spread
     kinds = weights_of(tmp_path / 'model.onnx')[1]
     assert kinds.count(kind) == 3
     assert 'FLOAT' not in kinds
+    # What looked at the tensor is gone.
+    assert hooks == [len(each._forward_pre_hooks) for each in model.modules()]
 
 
 class Transposed(nn.Module):
