@@ -41,7 +41,7 @@ LIMIT_S = 900
 LAYERS = ['test_layers/test_quantized_layer.py']
 EXPORT = ['test_export/test_lowering.py', 'test_export/test_onnx_file.py',
           'test_export/test_build.py', 'test_export/test_features.py',
-          'test_export/test_torch_int8.py']
+          'test_export/test_torch_int8.py', 'test_export/test_runtime.py']
 ACCUMULATION = ['test_openmmlab/test_fpq_hook.py::'
                 'test_accumulation_equals_the_large_batch']
 # From a module to its quick tests, and to those for what they leave alive.
