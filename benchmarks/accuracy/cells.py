@@ -207,7 +207,7 @@ def grid() -> Iterator[Cell]:
     for model in ('resnet', *small, 'resnet18', 'mobilenet_v2'):
         yield from _cells(model, ('recommended', ), BITS)
     yield from _cells('resnet', [name for name in METHODS if
-                                 name.startswith('recommended')], ('w2a2', ))
+                                 name.startswith('recommended')], BITS)
     # More seeds, on another processor: there 0 to 2 give other networks.
     yield from _cells('resnet', first, ('w4a4', ), (3, 4, 5))
     yield from _cells('resnet18', first, BITS[1:], (3, 4, 5))
