@@ -41,10 +41,11 @@ RECIPES: dict[str, dict | None] = {
     'full precision': None,
     'paper': dict(preset='paper'),
     'recommended': {},
-    # CSD gives way to the logits over the whole training.
-    'recommended, fades_by=1': dict(distillation=[
-        dict(type='CSDLoss', fades='out'),
-        dict(type='LogitKD', loss_weight=3.0, fades='in')]),
+    # When CSD has given way to the logits.
+    **{f'recommended, fades_by={by}': dict(distillation=[
+        dict(type='CSDLoss', fades='out', fades_by=by),
+        dict(type='LogitKD', loss_weight=3.0, fades='in', fades_by=by)])
+       for by in (1, 0.5, 0.1)},
     # What each part of it does.
     'steps by their size': dict(
         weight=LSQ, activation=dict(LSQ, observer='mse')),
