@@ -121,8 +121,10 @@ def finish_graph(model: ir.Model) -> None:
     taken = {value.name for value in [
         *graph.inputs, *graph.outputs, *graph.initializers.values()]}
     names = (name for i in count() if (name := f't{i}') not in taken)
-    for node in graph:
-        node.name = None
+    for number, node in enumerate(graph):
+        # onnxruntime 1.20 names what it fuses by its nodes, and refuses two
+        # of one name.
+        node.name = f'n{number}'
         for value in node.outputs:
             if value.name and not value.is_graph_output():
                 value.name = next(names)

@@ -69,6 +69,9 @@ def test_nodes_are_replaced_where_the_output_leaves(model):
     negative = ir.node('Neg', [twice.outputs[0]])
     replace_nodes(graph, [last], [twice, negative])
     finish_graph(model)
+    names = [node.name for node in model.graph]
+    assert all(names)
+    assert len(set(names)) == len(names)
     x = np.ones((1, 2), np.float32)
     np.testing.assert_array_equal(run(model, x), [[-4, -6]])
 
