@@ -45,7 +45,7 @@ RECIPES: dict[str, dict | None] = {
     **{f'recommended, fades_by={by}': dict(distillation=[
         dict(type='CSDLoss', fades='out', fades_by=by),
         dict(type='LogitKD', loss_weight=3.0, fades='in', fades_by=by)])
-       for by in (1, 0.5, 0.1)},
+       for by in (0.5, 0.25, 0.1)},
     # What each part of it does.
     'steps by their size': dict(
         weight=LSQ, activation=dict(LSQ, observer='mse')),

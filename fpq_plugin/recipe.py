@@ -48,8 +48,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         activation=dict(LOG_LSQ, observer='mse'),
         perturbation={**SFP, 'p': 0.5},
         distillation=[
-            {**CSD, 'fades': 'out', 'fades_by': 0.25},
-            {**LOGITS, 'fades': 'in', 'fades_by': 0.25},
+            {**CSD, 'fades': 'out'},
+            {**LOGITS, 'fades': 'in'},
         ],
         objective='mean'),
     'paper': dict(

@@ -185,9 +185,8 @@ def test_its_line_tells_all_parts():
     assert line == (
         "preset 'recommended': weight LogLSQFakeQuantize(bits=2), activation "
         'off, perturbation StochasticFeaturePerturbation(p=0.5), '
-        "distillation CSDLoss(loss_weight=1.0, fades='out', fades_by=0.25) + "
-        "LogitKD(loss_weight=3.0, temperature=4.0, fades='in', "
-        'fades_by=0.25) (mean)')
+        "distillation CSDLoss(loss_weight=1.0, fades='out') + "
+        "LogitKD(loss_weight=3.0, temperature=4.0, fades='in') (mean)")
 
 
 def test_a_model_without_logits_gets_csd_alone():

@@ -87,7 +87,7 @@ METHODS.update({
     f'recommended by={by}': ('recommended', {'distillation': [
         dict(type='CSDLoss', fades='out', fades_by=by),
         dict(type='LogitKD', loss_weight=3.0, fades='in', fades_by=by)]})
-    for by in (1.0, 0.1)})
+    for by in (0.25, 0.1)})
 METHODS['recommended, logits alone'] = 'recommended', {
     'distillation': dict(type='LogitKD', loss_weight=3.0)}
 _SFP = {'_delete_': True, 'type': 'StochasticFeaturePerturbation'}

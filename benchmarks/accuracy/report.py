@@ -36,7 +36,7 @@ CONFIDENCE = 0.95
 MIN_SEEDS = 3
 COMPARED = ('fp', 'lsq', 'lsq_plus', 'pact', 'lsq_sam', 'kd',
             'csd=0 kd=3 p=0', 'csd', 'fpq', 'fpq_kd', 'sfp_kd',
-            'recommended by=1.0')
+            'recommended')
 MAIN = ('lsq', 'kd', 'fpq', 'sfp_kd')
 COMPARED_ON = ('resnet', 'wide', 'mobilenet_slow_steps', 'resnet18',
                'mobilenet_v2')
@@ -53,8 +53,8 @@ STYLES = {'lsq': ('#D55E00', 's'), 'fpq': ('#0072B2', 'o'),
 # A method, and the one that it is compared with.
 PAIRS = (('kd', 'lsq'), ('fpq', 'lsq'), ('fpq', 'kd'), ('sfp_kd', 'lsq'),
          ('sfp_kd', 'kd'), ('sfp_kd', 'fp'), ('fpq', 'lsq_plus'),
-         ('fpq', 'pact'), ('recommended by=1.0', 'lsq'),
-         ('recommended by=1.0', 'kd'), ('recommended by=1.0', 'sfp_kd'))
+         ('fpq', 'pact'), ('recommended', 'lsq'),
+         ('recommended', 'kd'), ('recommended', 'sfp_kd'))
 # A method, the same with noise, and its p.
 NOISE = (('lsq', 'sfp', 0.1), ('csd', 'fpq', 0.1), ('csd', 'fpq p=0.5', 0.5),
          ('kd', 'csd=0 kd=1 p=0.5', 0.5), ('csd=0 kd=3 p=0', 'sfp_kd', 0.5),
