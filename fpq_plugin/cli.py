@@ -18,7 +18,7 @@ from .analysis.batches import SPLITS, build_loader, draw_batches
 from .analysis.measuring import require_extras
 from .analysis.study import StudySettings, run_study, study_layer
 from .analysis.trained_models import load_trained_models
-from .export.formats import format_of, known_endings
+from .export.formats import format_of, known_endings, known_engines
 from .export.parity import TOLERANCE, ParityError
 from .openmmlab.evaluation import evaluate_file
 from .openmmlab.export_run import IMAGES, export_checkpoint
@@ -170,9 +170,9 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument('--checkpoint', metavar='CHECKPOINT',
                         help='what the file was exported from, to be tested '
                         'beside it')
-    parser.add_argument('--engine', metavar='NAME',
-                        help="onnxruntime, openvino or torch (default: the "
-                        'one that the file is for)')
+    parser.add_argument('--engine', choices=known_engines(),
+                        help='what runs the file (default: the one that it '
+                        'is for)')
     parser.add_argument('--json', metavar='FILE', type=Path,
                         help='write the figures here, too')
     parser.set_defaults(run=run_evaluate)

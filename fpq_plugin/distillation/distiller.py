@@ -121,7 +121,7 @@ class Distiller:
                 raise ValueError(
                     f'{type(each).__name__} compares layers by their names, '
                     'which a teacher of another architecture does not share')
-        self._live = dict(self._criteria)
+        self._live = self._not_over()
         known = frozen_layers(teacher, [teacher_layer] if teacher_layer
                               else self._criteria)
         self._handles = []
@@ -182,11 +182,18 @@ class Distiller:
             share (float): 0 at the begin, 1 at the end.
         """
         self._progress_told = True
+        over = [each.over for each in self.criteria]
         for each in self.criteria:
             each.set_progress(share)
+        # Compiled graphs hold on to the dict.
+        if over != [each.over for each in self.criteria]:
+            self._live = self._not_over()
+
+    def _not_over(self) -> dict[str, list[DistillationLoss]]:
+        """The losses of each layer that have not faded out."""
         live = {name: [each for each in criteria if not each.over]
                 for name, criteria in self._criteria.items()}
-        self._live = {name: each for name, each in live.items() if each}
+        return {name: each for name, each in live.items() if each}
 
     def _weighed(self) -> dict[tuple[str, str], Tensor]:
         """The losses by label and layer, those that fade by their part."""

@@ -198,23 +198,7 @@ def _flatc() -> Iterator[None]:
 
 def open_executorch(path: str | os.PathLike,
                     engine: str | None = None) -> OpenedFile:
-    """Open a ``.pte`` file in ExecuTorch.
-
-    Args:
-        path (str | os.PathLike): The file.
-        engine (str, optional): 'executorch', or None.
-
-    Returns:
-        OpenedFile: What runs it.
-
-    Raises:
-        ValueError: If another engine is asked for.
-        ImportError: If executorch is missing.
-    """
-    if engine not in (None, EXECUTORCH.name):
-        raise ValueError("a .pte file is run by 'executorch', not by "
-                         f'{engine!r}')
-    PTE.require_packages()
+    """Open a ``.pte`` file in ExecuTorch, see :meth:`.FileFormat.open`."""
     run = OpenedContent(Path(path).read_bytes())
     return OpenedFile(run, EXECUTORCH.title, run.batch_size())
 
@@ -228,4 +212,5 @@ PTE = register_format(FileFormat(
     write=export_executorch,
     takes_target=True,
     engine=EXECUTORCH.name,
-    open=open_executorch))
+    runs_in=(EXECUTORCH.name, ),
+    open_in=open_executorch))

@@ -129,21 +129,7 @@ def check_program(model: nn.Module, example: Tensor,
 
 def open_program(path: str | os.PathLike,
                  engine: str | None = None) -> OpenedFile:
-    """Open a ``.pt2`` file in torch.
-
-    Args:
-        path (str | os.PathLike): The file.
-        engine (str, optional): 'torch', or None.
-
-    Returns:
-        OpenedFile: What runs it.
-
-    Raises:
-        ValueError: If another engine is asked for.
-    """
-    if engine not in (None, 'torch'):
-        raise ValueError(f"a .pt2 file is run by 'torch' here, not by "
-                         f'{engine!r}')
+    """Open a ``.pt2`` file in torch, see :meth:`.FileFormat.open`."""
     require_operators()
     program = torch.export.load(os.fspath(path))
     first = next(node for node in program.graph.nodes if node.op ==
@@ -162,4 +148,5 @@ PT2 = register_format(FileFormat(
     check=check_program,
     write=export_program,
     takes_target=True,
-    open=open_program))
+    runs_in=('torch', ),
+    open_in=open_program))

@@ -63,10 +63,11 @@ class FileFormat:
             ``target``. Defaults to False.
         engine (str, optional): The only engine that takes the files. Defaults
             to None, there are several.
-        open (Callable[..., OpenedFile], optional): Takes a path and the name
-            of an engine, None for the one that the file is for, and opens
-            the file; ValueError or ImportError if it cannot. Defaults to
-            None: nothing here opens it.
+        runs_in (tuple[str, ...]): Engines that run the files here. Defaults
+            to none.
+        open_in (Callable[..., OpenedFile], optional): Takes a path and one of
+            them, or None for the one that the file is for, and opens it.
+            Defaults to None: nothing here runs such files.
     """
 
     name: str
@@ -77,7 +78,8 @@ class FileFormat:
     write: Callable[..., ExportReport]
     takes_target: bool = False
     engine: str | None = None
-    open: Callable[..., OpenedFile] | None = None
+    runs_in: tuple[str, ...] = ()
+    open_in: Callable[..., OpenedFile] | None = None
 
     def target_for(self, trained_for: str | None) -> str | None:
         """The engine that a file is for, where none is named.
@@ -92,6 +94,34 @@ class FileFormat:
                 target_of(trained_for).endings):
             return self.engine
         return trained_for
+
+    def open(self, path: str | os.PathLike,
+             engine: str | None = None) -> OpenedFile:
+        """Open a file of this format, to be run here.
+
+        Args:
+            path (str | os.PathLike): The file.
+            engine (str, optional): One of :attr:`runs_in`. Defaults to None:
+                the one that the file is for.
+
+        Returns:
+            OpenedFile: What runs it.
+
+        Raises:
+            ValueError: If no engine here, or another one, runs such files.
+            ImportError: If a package is missing.
+            FileNotFoundError: If there is no such file.
+        """
+        name = os.fspath(path)
+        if not Path(path).is_file():
+            raise FileNotFoundError(f'no file {name!r}')
+        if self.open_in is None or engine not in (None, *self.runs_in):
+            raise ValueError(
+                f'engine: {name!r} is run by '
+                f'{" or ".join(map(repr, self.runs_in)) or "nothing here"}'
+                + (f', not by {engine!r}' if engine else ''))
+        self.require_packages()
+        return self.open_in(path, engine)
 
     def require_packages(self) -> None:
         """Refuse to go on without the format's packages.
@@ -132,6 +162,12 @@ def register_format(file_format: FileFormat) -> FileFormat:
 def known_endings() -> str:
     """All endings, for a message: '.onnx or .pte'."""
     return ' or '.join(sorted(_FORMATS))
+
+
+def known_engines() -> list[str]:
+    """All engines that run files here."""
+    return sorted({name for each in _FORMATS.values()
+                   for name in each.runs_in})
 
 
 def format_of(path: str | os.PathLike) -> FileFormat:

@@ -23,7 +23,7 @@ from .._compat.files import write_whole
 from .._compat.restoring import kept_modes
 from ..layers import quantized_layers
 from ..options import FLOAT_BITS
-from ..targets import Target, target_of
+from ..targets import ONNXRUNTIME, OPENVINO, Target, target_of
 from ..version import __version__
 from .exportable import checked_path, compared_batches, unwrapped
 from .formats import FileFormat, OpenedFile, register_format
@@ -250,7 +250,6 @@ def check_onnx(model: nn.Module, example: Tensor,
 def open_onnx(path: str | os.PathLike,
               engine: str | None = None) -> OpenedFile:
     """Open an ONNX file, see :func:`.runtime.open_file`."""
-    ONNX.require_packages()
     from .runtime import open_file
 
     return open_file(path, engine)
@@ -264,4 +263,5 @@ ONNX = register_format(FileFormat(
     check=check_onnx,
     write=export_onnx,
     takes_target=True,
-    open=open_onnx))
+    runs_in=(ONNXRUNTIME.name, OPENVINO.name),
+    open_in=open_onnx))

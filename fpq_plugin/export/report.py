@@ -158,7 +158,7 @@ class ExportReport:
     def warnings(self) -> list[str]:
         """What is worse than in full precision, or cannot be known."""
         found = [each.warning() for each in self.latencies if each.warning()]
-        if found and self.kernels is not None and (
+        if found and self.kernels is not None and self.kernels.layers and (
                 self.kernels.on_integers() == len(self.kernels.layers)):
             found.append(
                 'all of its layers are on integers: what is left is the time '

@@ -110,7 +110,7 @@ def open_file(path: str | os.PathLike,
         OpenedFile: What runs it.
 
     Raises:
-        ValueError: If the engine is unknown, or the file has more inputs.
+        ValueError: If the file has more inputs or outputs.
         ImportError: If the engine is missing or multiplies wrongly.
     """
     content = Path(path).read_bytes()
@@ -132,9 +132,6 @@ def open_file(path: str | os.PathLike,
             raise ImportError("engine 'openvino' needs openvino: pip install "
                               "'fpq-openmmlab[openvino]'")
         return OpenedFile(open_in_openvino(content), 'OpenVINO', size)
-    if name != ONNXRUNTIME.name:
-        raise ValueError(f"engine must be 'onnxruntime' or 'openvino' for an "
-                         f'ONNX file, got {name!r}')
     in_float = not engine and not target.measured
     if not in_float:
         refuse_wrong_products(ONNXRUNTIME)

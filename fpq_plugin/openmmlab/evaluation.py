@@ -99,8 +99,9 @@ def evaluate_file(config: str | Config,
         path (str | os.PathLike): The file.
         checkpoint (str, optional): What the file was exported from, to be
             tested in the same way. Defaults to None.
-        engine (str, optional): What runs the file: 'onnxruntime',
-            'openvino', 'torch'. Defaults to None: the one it is for.
+        engine (str, optional): What runs the file, one of
+            :func:`.formats.known_engines`. Defaults to None: the one that it
+            is for.
 
     Returns:
         Evaluation: The metrics.
@@ -111,13 +112,7 @@ def evaluate_file(config: str | Config,
         ImportError: If the engine is not installed.
         FileNotFoundError: If the file is missing.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'no file {os.fspath(path)!r}')
-    file_format = format_of(path)
-    if file_format.open is None:
-        raise ValueError(f'{file_format.name}: nothing here runs '
-                         f'{os.fspath(path)!r}')
-    opened = file_format.open(path, engine)
+    opened = format_of(path).open(path, engine)
     cfg = Config.fromfile(config) if isinstance(config, str) else config
     model = build_model(cfg).eval()
     evaluator_of(cfg)  # before anything that takes long

@@ -11,7 +11,6 @@ from runs import mim, write_config
 
 from fpq_plugin import load_model
 from fpq_plugin.cli import main
-from fpq_plugin.export import export_onnx
 from fpq_plugin.export.formats import OpenedFile
 from fpq_plugin.export.program import HAS_EXPORT
 from fpq_plugin.openmmlab.checkpoints import build_model
@@ -90,7 +89,7 @@ def test_a_program_is_run_by_torch(exported, tmp_path):
         found = evaluate_file(config, file, checkpoint)
         assert found.engine == 'torch'
         assert abs(found.differences()['accuracy/top1']) < 0.26
-    with pytest.raises(ValueError, match="run by 'torch' here"):
+    with pytest.raises(ValueError, match="is run by 'torch', not by 'onnxru"):
         evaluate_file(config, file, engine='onnxruntime')
 
 
@@ -113,34 +112,30 @@ def test_a_file_of_another_tool_is_taken(exported, tmp_path):
         evaluate_file(config, tmp_path / 'two.onnx')
 
 
-def test_a_file_for_another_engine_is_run_in_float(trained, tmp_path):
-    config, checkpoint = trained.pairs('epoch_1')
-    model = load_model(config, checkpoint)
-    images = next(image_batches(model, ordered_images(model._config), 30))[0]
-    for part in model.modules():  # TensorRT takes no zero points
-        if getattr(part, 'zero_point', None) is not None:
-            part.symmetric = True
-    file = tmp_path / 'model.onnx'
-    try:
-        export_onnx(model, file, [(images, None)], target='tensorrt')
-    except ValueError:
-        export_onnx(model, file, [(images, None)])
-        known = onnx.load(file)
-        for note in known.metadata_props:
-            if note.key == 'fpq.target':
-                note.value = 'tensorrt'
-        onnx.save(known, file)
-    assert evaluate_file(config, file).engine == (
+def test_a_file_for_another_engine_is_run_in_float(exported, tmp_path):
+    config, _, file = exported
+    known = onnx.load(file)
+    note, = (note for note in known.metadata_props
+             if note.key == 'fpq.target')
+    note.value = 'tensorrt'
+    onnx.save(known, tmp_path / 'model.onnx')
+    assert evaluate_file(config, tmp_path / 'model.onnx').engine == (
         'onnxruntime, in float: the file is for TensorRT')
-    assert evaluate_file(config, file,
+    assert evaluate_file(config, tmp_path / 'model.onnx',
                          engine='onnxruntime').engine == 'onnxruntime'
+
+
+def test_an_encodings_file_is_run_by_nothing(exported, tmp_path):
+    (tmp_path / 'model.encodings').touch()
+    with pytest.raises(ValueError, match='is run by nothing here'):
+        evaluate_file(exported[0], tmp_path / 'model.encodings')
 
 
 @pytest.mark.parametrize(('args', 'why'), [
     (['none.onnx'], "no file 'none.onnx'"),
     (['model.pth'], 'must end in'),
-    (['{file}', '--engine', 'tensorrt'],
-     "must be 'onnxruntime' or 'openvino'"),
+    (['{file}', '--engine', 'torch'],
+     "is run by 'onnxruntime' or 'openvino', not by 'torch'"),
     (['{file}', '--json', 'nowhere/it.json'], '--json: no folder nowhere'),
 ])
 def test_wrong_input_is_named(exported, tmp_path, monkeypatch, args, why):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from runs import scalars_of, train
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import fpq_plugin
 from fpq_plugin._compat.versions import HAS_CUSTOM_OPS
@@ -73,6 +74,25 @@ def test_compiled_steps_equal_eager_ones(model, where, target):
         student, backend='aot_eager', fullgraph=True))
     torch.testing.assert_close(traced, eager, rtol=1e-3, atol=1e-4)
     assert not torch.equal(eager[0][0], eager[1][0])
+
+
+def test_losses_that_fade_compile_once_more_when_they_are_over(model):
+    x = torch.randn(4, 3, 8, 8)
+    student = copy.deepcopy(model)
+    fpq_plugin.convert(student)
+    fpq_plugin.calibrate(student, [x])
+    distiller = fpq_plugin.Distiller(student, copy.deepcopy(model), [
+        fpq_plugin.CSDLoss(fades='out', fades_by=0.5),
+        fpq_plugin.LogitKD(fades='in', fades_by=0.5)])
+    counter = CompileCounterWithBackend('aot_eager')
+    compiled, counts = torch.compile(student.train(), backend=counter), []
+    for share in (0.0, 0.1, 0.3, 0.5, 0.8, 1.0):
+        distiller.set_progress(share)
+        compiled(x)
+        distiller.loss().backward()
+        counts.append(counter.frame_count)
+    # The second forward is the first after losses were taken.
+    assert counts == [1, 2, 2, 3, 3, 3]
 
 
 def test_a_copy_draws_from_its_own_clock(model):
