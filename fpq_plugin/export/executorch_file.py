@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from importlib.resources import as_file, files
 from pathlib import Path
 from shutil import which
@@ -25,7 +26,14 @@ from .executorch_kernels import find_kernels
 from .exportable import checked_path, compared_batches, unwrapped
 from .formats import FileFormat, OpenedFile, register_format
 from .onnx_file import exported_layers
-from .parity import TOLERANCE, Batch, measure_parity, some_images
+from .parity import (
+    TOLERANCE,
+    Batch,
+    Parity,
+    ParityError,
+    measure_parity,
+    some_images,
+)
 from .program import build_program, moved_weights, require_operators
 from .report import ExportReport, Latency
 from .timing import latencies
@@ -71,10 +79,11 @@ def export_executorch(model: nn.Module,
         TypeError: If ``batch_size`` is not an integer.
         ParityError: If the exported model answers otherwise.
         FileNotFoundError: If there is no folder for the file.
-        ImportError: If executorch is missing.
+        ImportError: If executorch is missing, or for another torch.
     """
     PTE.require_packages()
     require_operators()
+    refuse_other_torch()
     rules = EXECUTORCH if target is None else target_of(target)
     path = checked_path(path, batch_size, rules)
     size = batch_size or 1
@@ -86,9 +95,9 @@ def export_executorch(model: nn.Module,
         kernels = find_kernels(model, lowered)
         content = content_of(lowered)
         run = OpenedContent(content)
-        parity, = measure_parity(model, [run], batches)
-        parity.refuse(tolerance)
         moved = moved_weights(model, example, rules)
+        parity, = measure_parity(model, [run], batches)
+        _refuse(parity, tolerance, moved)
         in_float = content_of(lower(build_program(
             model, example, size, quantized=False)))
     times = latencies([run, OpenedContent(in_float)],
@@ -99,6 +108,18 @@ def export_executorch(model: nn.Module,
         (Latency(size, *times), ), exported_layers(model),
         target=rules.title, batch_size=size, kernels=kernels,
         moved_weights=moved)
+
+
+def _refuse(parity: Parity, tolerance: float, moved: int) -> None:
+    try:
+        parity.refuse(tolerance)
+    except ParityError as error:
+        if not moved:
+            raise
+        raise ParityError(
+            f'{error}. {moved} weights are -128, which ExecuTorch does not '
+            'take, and would be -127: train their layers with 7 bits, as by '
+            'first_last_bits=7') from error
 
 
 def check_executorch(model: nn.Module, example: Tensor,
@@ -112,11 +133,35 @@ def check_executorch(model: nn.Module, example: Tensor,
 
     Raises:
         ValueError: If something cannot be exported; the message names it.
+        ImportError: If executorch is for another torch.
     """
+    refuse_other_torch()
     lower(build_program(model, example, 1, target=EXECUTORCH))
 
 
 # -- ExecuTorch -----------------------------------------------------------
+
+def refuse_other_torch() -> None:
+    """Run a program of one operation: a wheel names no torch, and needs one.
+
+    Raises:
+        ImportError: If it does not run; the message names the release that
+            should.
+    """
+    x = torch.ones(1, 2)
+    try:
+        OpenedContent(content_of(lower(
+            torch.export.export(nn.ReLU(), (x, )))))(x)
+    except (ImportError, RuntimeError, ValueError) as error:
+        release = torch.__version__.split('+')[0]
+        # 1.0 came with torch 2.9, and each release since with one of torch.
+        number = int(release.split('.')[1]) - 9
+        raise ImportError(
+            f'executorch {version("executorch")} does not run beside torch '
+            f'{release}, as each is built for one torch: pip install '
+            f"'executorch==1.{number}.*' ({str(error).splitlines()[0]})"
+        ) from error
+
 
 def lower(program: Any) -> Any:
     """Give XNNPACK what it takes of a program.
@@ -199,6 +244,7 @@ def _flatc() -> Iterator[None]:
 def open_executorch(path: str | os.PathLike,
                     engine: str | None = None) -> OpenedFile:
     """Open a ``.pte`` file in ExecuTorch, see :meth:`.FileFormat.open`."""
+    refuse_other_torch()
     run = OpenedContent(Path(path).read_bytes())
     return OpenedFile(run, EXECUTORCH.title, run.batch_size())
 

@@ -98,7 +98,9 @@ def bias_shift(module: nn.Module, layer: nn.Module) -> Tensor | None:
 
 @contextmanager
 def rounded_biases(model: nn.Module) -> Iterator[None]:
-    """Inside, the parameters themselves are rounded, for a trace.
+    """Inside, the model has other parameters, which are rounded.
+
+    A trace keeps them; the model has its own again afterwards.
 
     Args:
         model (nn.Module): A model in eval mode.
@@ -109,15 +111,14 @@ def rounded_biases(model: nn.Module) -> Iterator[None]:
             layer = rounded_layer(module)
             shift = None if layer is None else bias_shift(module, layer)
             if shift is not None:
-                kept.append((module, module.bias.detach().clone()))
-                with torch.no_grad():
-                    module.bias.add_(shift)
+                kept.append((module, module.bias))
+                module.bias = nn.Parameter(
+                    module.bias.detach() + shift, requires_grad=False)
                 setattr(module, _ROUNDED, True)
         yield
     finally:
         for module, bias in kept:
-            with torch.no_grad():
-                module.bias.copy_(bias)
+            module.bias = bias
             delattr(module, _ROUNDED)
 
 

@@ -315,17 +315,23 @@ def test_the_mean_objective_by_its_formula():
     torch.testing.assert_close(distiller.mean_with(task), expected)
 
 
-@pytest.mark.parametrize(('share', 'csd_part', 'kd_part'), [
-    (0.0, 1.0, 0.0), (0.25, 0.8535534, 0.1464466), (0.5, 0.5, 0.5),
-    (1.0, 0.0, 1.0)])
-@pytest.mark.parametrize('by', [1.0, 0.1])
-def test_losses_fade_along_a_cosine(by, share, csd_part, kd_part):
+def small_pair():
+    """A calibrated student, its teacher and an input."""
     torch.manual_seed(0)
     student = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     teacher = copy.deepcopy(student)
     convert(student)
     x = torch.randn(20, 4)
     calibrate(student, [x])
+    return student, teacher, x
+
+
+@pytest.mark.parametrize(('share', 'csd_part', 'kd_part'), [
+    (0.0, 1.0, 0.0), (0.25, 0.8535534, 0.1464466), (0.5, 0.5, 0.5),
+    (1.0, 0.0, 1.0)])
+@pytest.mark.parametrize('by', [1.0, 0.1])
+def test_losses_fade_along_a_cosine(by, share, csd_part, kd_part):
+    student, teacher, x = small_pair()
 
     def run(**fades):
         distiller = Distiller(
@@ -398,12 +404,7 @@ def test_a_share_of_the_gradient_leaves_the_value(share):
 
 
 def test_a_loss_that_has_faded_out_is_not_taken(monkeypatch):
-    torch.manual_seed(0)
-    student = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
-    teacher = copy.deepcopy(student)
-    convert(student)
-    x = torch.randn(20, 4)
-    calibrate(student, [x])
+    student, teacher, x = small_pair()
     whole = copy.deepcopy(student)
     calls = []
     attach = CSDLoss.attach
@@ -434,11 +435,7 @@ def test_a_loss_that_has_faded_out_is_not_taken(monkeypatch):
 
 
 def test_all_losses_may_fade_out():
-    student = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
-    teacher = copy.deepcopy(student)
-    convert(student)
-    x = torch.randn(20, 4)
-    calibrate(student, [x])
+    student, teacher, x = small_pair()
     called = []
     teacher.register_forward_pre_hook(lambda *args: called.append(1))
     distiller = Distiller(student, teacher, CSDLoss(fades='out'))

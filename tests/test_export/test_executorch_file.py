@@ -105,9 +105,36 @@ def test_another_answer_is_not_written(engine, x, tmp_path, monkeypatch):
     assert not path.exists()
 
 
+@needs_torch
+def test_the_executorch_of_another_torch_is_named(x, tmp_path, monkeypatch):
+    """Before a run trains, too; its own words come from far away."""
+    monkeypatch.setattr(type(PTE), 'require_packages', lambda self: None)
+    monkeypatch.setattr(executorch_file, 'version', lambda name: '1.9.0')
+    monkeypatch.setattr(executorch_file, 'lower', lambda program: program)
+    monkeypatch.setattr(executorch_file, 'content_of', lambda lowered: b'')
+    monkeypatch.setattr(torch, '__version__', '2.12.1+cpu')
+
+    def refuse(content):
+        raise RuntimeError('tensor does not have a device\nat some place')
+
+    monkeypatch.setattr(executorch_file, 'OpenedContent', refuse)
+    path = tmp_path / 'model.pte'
+    path.write_bytes(b'')
+    for attempt in (
+            lambda: export_executorch(Block(), path, [(x, None)]),
+            lambda: PTE.check(Block(), x), lambda: PTE.open(path)):
+        with pytest.raises(ImportError) as error:
+            attempt()
+        assert str(error.value) == (
+            'executorch 1.9.0 does not run beside torch 2.12.1, as each is '
+            "built for one torch: pip install 'executorch==1.3.*' (tensor "
+            'does not have a device)')
+
+
 @pytest.mark.parametrize('target', ['onnxruntime', 'openvino'])
 def test_another_engine_is_refused(target, x, tmp_path, monkeypatch):
     monkeypatch.setattr(executorch_file, 'require_operators', lambda: None)
+    monkeypatch.setattr(executorch_file, 'refuse_other_torch', lambda: None)
     monkeypatch.setattr(type(PTE), 'require_packages', lambda self: None)
     with pytest.raises(ValueError, match=r'takes \.onnx, and the file is '
                        'model.pte'):

@@ -3,9 +3,12 @@
 import pytest
 import torch
 from exported_models import net, quantized
+from torch import nn
 
+from fpq_plugin import add_joints, calibrate, convert
 from fpq_plugin.export import program as programs
 from fpq_plugin.export.program import HAS_EXPORT, build_program
+from fpq_plugin.joints.biases import unround_bias
 
 pytestmark = pytest.mark.skipif(
     not HAS_EXPORT, reason='this torch has no torch.export that can be told')
@@ -62,3 +65,30 @@ def test_a_torch_without_the_operators_is_named(x, monkeypatch):
             patch.setattr(programs, name, False)
             with pytest.raises(ValueError, match='torch>=2.7 .* is torch'):
                 build_program(model, x)
+
+
+@pytest.mark.parametrize('target', ['onnxruntime', 'executorch'])
+@pytest.mark.parametrize('bits', [4, 8])
+def test_rounded_biases_are_the_programs_own(bits, target, x):
+    """Those of a batch norm, of a convolution and of a linear layer."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(), nn.Linear(32, 5))
+    model(x)
+    convert(model, weight=dict(bits=bits), activation=dict(bits=bits),
+            first_last_bits=None)
+    add_joints(model, x, target=target)
+    calibrate(model, [x])
+    model.eval()
+    with torch.no_grad():
+        wanted = model(x)
+        biases = [p.clone() for p in model.parameters()]
+        found = build_program(model, x).module()(x)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+        for own, other in zip(biases, model.parameters()):
+            assert torch.equal(own, other)
+        # Float biases are others.
+        for module in model.modules():
+            unround_bias(module)
+        assert (model(x) - wanted).abs().max() > 1e-4

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 from mmengine import Config
-from runs import mim, write_config
+from runs import mim, train, write_config
 
 from fpq_plugin import load_model
 from fpq_plugin.cli import main
@@ -91,6 +91,20 @@ def test_a_program_is_run_by_torch(exported, tmp_path):
         assert abs(found.differences()['accuracy/top1']) < 0.26
     with pytest.raises(ValueError, match="is run by 'torch', not by 'onnxru"):
         evaluate_file(config, file, engine='onnxruntime')
+
+
+def test_executorch_runs_its_own_file(fpq_config, tmp_path):
+    """Of one image at a time, trained with its joints."""
+    pytest.importorskip('executorch')
+    cfg = fpq_config(fpq__target='executorch', fpq__first_last_bits=7)
+    train(cfg)
+    file, checkpoint = tmp_path / 'model.pte', tmp_path / 'run/epoch_1.pth'
+    report = export_checkpoint(cfg, str(checkpoint), file)
+    assert report.moved_weights == 0
+    assert report.kernels.on_integers() == len(report.kernels.layers) == 17
+    found = evaluate_file(cfg, file, str(checkpoint))
+    assert found.engine == 'ExecuTorch'
+    assert abs(found.differences()['accuracy/top1']) < 0.26
 
 
 def test_a_file_of_another_tool_is_taken(exported, tmp_path):
