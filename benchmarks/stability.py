@@ -41,11 +41,13 @@ RECIPES: dict[str, dict | None] = {
     'full precision': None,
     'paper': dict(preset='paper'),
     'recommended': {},
-    # When CSD has given way to the logits.
+    # When CSD has given way to the logits: a share of the training, or as
+    # many iterations.
     **{f'recommended, fades_by={by}': dict(distillation=[
         dict(type='CSDLoss', fades='out', fades_by=by),
         dict(type='LogitKD', loss_weight=3.0, fades='in', fades_by=by)])
-       for by in (0.5, 0.25, 0.1)},
+       for by in (1.0, 0.25, 64)},
+    'running statistics': dict(batch_norms=None),
     # What each part of it does.
     'steps by their size': dict(
         weight=LSQ, activation=dict(LSQ, observer='mse')),
@@ -147,13 +149,17 @@ class Trainer:
             loss = F.cross_entropy(model(x), y)
             losses.append(float(loss.detach()))
             if distiller is not None:
-                distiller.set_progress(step / steps)
+                distiller.set_progress(step, steps)
                 loss = (distiller.mean_with(loss) if recipe.objective == 'mean'
                         else loss + distiller.loss())
             if not torch.isfinite(loss):
                 return dict(result, losses=_rounded(losses), top1=None)
             _step(optimizer, loss)
             scheduler.step()
+        if options is not None and recipe.batch_norm_images():
+            fpq_plugin.reestimate_batch_norms(
+                model, (x for x, _ in self.batches(
+                    batch, recipe.batch_norm_images() // batch, seed)))
         return dict(result, losses=_rounded(losses), top1=self.top1(model))
 
     def batches(self, size: int, steps: int,
@@ -209,13 +215,15 @@ def run(name: str, recipe: str, bits: str, factor: float,
                                args.steps, args.seed)
     return dict(model=name, recipe=recipe, bits=bits, factor=factor,
                 optimizer=args.optimizer, batch=args.batch,
-                backend=args.backend, seed=args.seed, **result)
+                steps=args.steps, backend=args.backend, seed=args.seed,
+                **result)
 
 
 def key(row: dict) -> tuple:
     """What a run is known by."""
     return tuple(row[k] for k in ('model', 'recipe', 'bits', 'factor',
-                                  'optimizer', 'batch', 'backend', 'seed'))
+                                  'optimizer', 'batch', 'steps', 'backend',
+                                  'seed'))
 
 
 def verdicts(rows: list[dict]) -> list[dict]:
@@ -234,19 +242,20 @@ def table(rows: list[dict]) -> str:
     """Runs that diverged and that did not hold, by recipe and bits."""
     rows = verdicts(rows)
     holds = {
-        (row['model'], row['optimizer'], row['batch'], row['factor'])
-        for row in rows
+        (row['model'], row['optimizer'], row['batch'], row['steps'],
+         row['factor']) for row in rows
         if row['recipe'] == 'full precision' and row['lost'] <= HOLDS
     }
-    lines = ['| optimizer, batch | recipe | bits | runs | diverged | lost '
-             'more than 5 points | top-1, mean of models | at the best '
-             'rates |',
+    lines = ['| optimizer, batch, iterations | recipe | bits | runs | '
+             'diverged | lost more than 5 points | top-1, mean of models | '
+             'at the best rates |',
              '|---|---|---|---|---|---|---|---|']
-    rows = [row for row in rows if (row['model'], row['optimizer'],
-                                    row['batch'], row['factor']) in holds]
+    rows = [row for row in rows if (
+        row['model'], row['optimizer'], row['batch'], row['steps'],
+        row['factor']) in holds]
 
     def group(row: dict) -> tuple:
-        return (row['optimizer'], row['batch'], row['backend'],
+        return (row['optimizer'], row['batch'], row['steps'], row['backend'],
                 list(RECIPES).index(row['recipe']), row['bits'])
 
     for which, part in itertools.groupby(sorted(rows, key=group), group):
@@ -255,9 +264,9 @@ def table(rows: list[dict]) -> str:
         for row in mine:
             reached.setdefault(row['model'], []).append(row['top1'] or 10.0)
         lines.append(
-            f'| {which[0]}, {which[1]} | {mine[0]["recipe"]}'
-            f'{"" if which[2] == "torch_ao" else ", " + which[2]} | '
-            f'{which[4]} | {len(mine)} | '
+            f'| {which[0]}, {which[1]}, {which[2]} | {mine[0]["recipe"]}'
+            f'{"" if which[3] == "torch_ao" else ", " + which[3]} | '
+            f'{which[5]} | {len(mine)} | '
             f'{sum(row["lost"] > DIVERGES for row in mine)} | '
             f'{sum(row["lost"] > HOLDS for row in mine)} | '
             f'{np.mean([np.mean(each) for each in reached.values()]):.2f} | '
@@ -277,6 +286,7 @@ def draw(rows: list[dict], bits: str, file: Path) -> None:
                 (row['factor'], row['top1'] or 10.0) for row in rows
                 if row['model'] == name and row['recipe'] == recipe
                 and row['optimizer'] == 'sgd' and row['batch'] == 64
+                and row['steps'] == 48
                 and row['bits'] in (bits, 'w32a32'))
             if mine:
                 axis.plot(*zip(*mine), color=color, ls=style, marker='o',
@@ -327,7 +337,7 @@ def main() -> None:
         for bits in (args.bits if RECIPES[recipe] is not None else ['w32a32'])
         for factor in args.rates
         if (name, recipe, bits, factor, args.optimizer, args.batch,
-            args.backend, args.seed) not in known
+            args.steps, args.backend, args.seed) not in known
     ]
     for name in args.models:
         Trainer(name, args.data, args.cache).full_precision()

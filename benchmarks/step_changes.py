@@ -56,7 +56,7 @@ def changes(name: str, recipe: Recipe, data: Path, cache: Path) -> dict:
         fpq_plugin.param_groups(model, lr=trainer.rate), momentum=0.9)
     most = dict(weight=0.0, input=0.0)
     model.train()
-    distiller.set_progress(0.0)
+    distiller.set_progress(0, 1)
     for x, y in trainer.batches(64, UPDATES, 0):
         before = {part: logs(model, part) for part in most}
         loss = F.cross_entropy(model(x), y)

@@ -16,6 +16,7 @@ from .analysis.hooks import (
     OutputVarianceHook,
     SQNRHook,
 )
+from .batch_norms import reestimate_batch_norms
 from .calibrate import calibrate
 from .convert import convert, to_float
 from .distillation import CSDLoss, DistillationLoss, Distiller, LogitKD
@@ -57,6 +58,6 @@ __all__ = [
     'Recipe', 'SQNRHook', 'StochasticFeaturePerturbation',
     'StochasticWeightPerturbation', 'TorchAOFakeQuantize', '__version__',
     'add_joints', 'calibrate', 'convert', 'load_model', 'param_groups',
-    'register_attention', 'register_layer',
+    'reestimate_batch_norms', 'register_attention', 'register_layer',
     'register_weight_reader', 'to_float'
 ]

@@ -48,16 +48,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         activation=dict(LOG_LSQ, observer='mse'),
         perturbation={**SFP, 'p': 0.5},
         distillation=[
-            {**CSD, 'fades': 'out'},
-            {**LOGITS, 'fades': 'in'},
+            {**CSD, 'fades': 'out', 'fades_by': 100},
+            {**LOGITS, 'fades': 'in', 'fades_by': 100},
         ],
-        objective='mean'),
+        objective='mean',
+        batch_norms=dict(num_images=1000)),
     'paper': dict(
         weight=LSQ,
         activation=LSQ,
         perturbation=SFP,
         distillation=CSD,
-        objective='sum'),
+        objective='sum',
+        batch_norms=None),
 }
 """What each preset says where an option is not given."""
 
@@ -122,6 +124,10 @@ class Recipe:
             from; a resumed run finds them again in its work directory.
         calibration (dict): ``num_images``: training images that set the
             first steps and zero points. Defaults to 100.
+        batch_norms (dict, optional): ``num_images``: training images whose
+            statistics batch norms get before each validation and checkpoint,
+            without noise; None: the running ones stay. Defaults to the
+            preset's.
         first_last_bits (int, optional): Bits of the first and last quantized
             layer; None: no exception for them. Defaults to 8.
         skip (Sequence[str]): Name patterns of layers that stay float: names
@@ -177,6 +183,7 @@ class Recipe:
     teacher: str | Mapping[str, str] | None = None
     calibration: Mapping[str, Any] = field(
         default_factory=lambda: dict(num_images=100))
+    batch_norms: Mapping[str, int] | None = OF_PRESET
     first_last_bits: int | None = 8
     skip: Sequence[str] = ()
     overrides: Mapping[str, dict] | None = None
@@ -211,8 +218,9 @@ class Recipe:
         self._set('attention', self._resolved('attention', self._with_preset(
             self.attention, 'activation')))
         self._set('joints', self._of_joints())
-        if self.objective is OF_PRESET:
-            self._set('objective', PRESETS[self.preset]['objective'])
+        for option in ('objective', 'batch_norms'):
+            if getattr(self, option) is OF_PRESET:
+                self._set(option, PRESETS[self.preset][option])
         self._check_parts()
         self._check_patterns()
         self._check_training()
@@ -311,6 +319,12 @@ class Recipe:
         """How many training images set the first steps and zero points."""
         return self.calibration.get('num_images', 100)
 
+    def batch_norm_images(self) -> int:
+        """How many training images set batch norms; 0: none does."""
+        if self.batch_norms is None:
+            return 0
+        return self.batch_norms.get('num_images', 1000)
+
     def describe(self) -> str:
         """The recipe in a line, for the log."""
 
@@ -323,6 +337,8 @@ class Recipe:
         losses = ' + '.join(map(text, self.distillation or ())) or 'off'
         joined = f' ({self.objective})' if self.distillation else ''
         target = f', target {self.target!r}' if self.target else ''
+        if self.batch_norms is not None:
+            joined += f', batch norms of {self.batch_norm_images()} images'
         return (f'preset {self.preset!r}: weight {text(self.weight)}, '
                 f'activation {text(self.activation)}, perturbation '
                 f'{text(self.perturbation)}, distillation {losses}{joined}'
@@ -508,12 +524,16 @@ class Recipe:
         if not isinstance(self.baselines, bool):
             raise TypeError(f'{self.name_of("baselines")}: must be True or '
                             f'False, got {self.baselines!r}')
-        key = self.name_of('calibration')
-        if not isinstance(self.calibration, Mapping):
-            raise TypeError(f'{key}: must be a dict, got '
-                            f'{self.calibration!r}')
-        refuse_unknown(key, self.calibration, ['num_images'])
-        number = self.calibration_images()
+        self._check_images('calibration', self.calibration)
+        if self.batch_norms is not None:
+            self._check_images('batch_norms', self.batch_norms)
+
+    def _check_images(self, option: str, given: Any) -> None:
+        key = self.name_of(option)
+        if not isinstance(given, Mapping):
+            raise TypeError(f'{key}: must be a dict, got {given!r}')
+        refuse_unknown(key, given, ['num_images'])
+        number = given.get('num_images', 1)
         if not is_number(number, 1) or not isinstance(number, int):
             raise ValueError(f'{key}.num_images: must be a positive integer, '
                              f'got {number!r}')

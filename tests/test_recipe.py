@@ -146,6 +146,9 @@ def test_a_class_in_an_override_keeps_the_other_options():
      r"^fpq\.overrides\['2'\]\.activation\.type: DoReFaFakeQuantize is for"),
     (dict(calibration=dict(num_images=True)),
      r'^fpq\.calibration\.num_images: must be a positive integer'),
+    (dict(batch_norms=dict(num_images=0)),
+     r'^fpq\.batch_norms\.num_images: must be a positive integer'),
+    (dict(batch_norms=dict(images=9)), r'^fpq\.batch_norms: unknown'),
 ])
 def test_messages_have_the_full_name(options, message):
     with pytest.raises(ValueError, match=message):
@@ -185,8 +188,9 @@ def test_its_line_tells_all_parts():
     assert line == (
         "preset 'recommended': weight LogLSQFakeQuantize(bits=2), activation "
         'off, perturbation StochasticFeaturePerturbation(p=0.5), '
-        "distillation CSDLoss(loss_weight=1.0, fades='out') + "
-        "LogitKD(loss_weight=3.0, temperature=4.0, fades='in') (mean)")
+        "distillation CSDLoss(loss_weight=1.0, fades='out', fades_by=100) + "
+        "LogitKD(loss_weight=3.0, temperature=4.0, fades='in', fades_by=100) "
+        '(mean), batch norms of 1000 images')
 
 
 def test_a_model_without_logits_gets_csd_alone():
@@ -199,7 +203,8 @@ def test_a_model_without_logits_gets_csd_alone():
     assert Recipe(distillation=None).losses(has_logits=False) == []
     paper, = Recipe(preset='paper').losses(has_logits=False)
     assert paper.label == 'csd'
-    assert Recipe(distillation=None).describe().endswith('distillation off')
+    assert Recipe(preset='paper', distillation=None).describe().endswith(
+        'distillation off')
 
 
 def test_is_float():

@@ -82,12 +82,15 @@ METHODS: dict[str, tuple[str, dict]] = {
         'backbone.conv1', 'backbone.layer1', 'backbone.layer2']}),
 }
 METHODS['recommended'] = 'recommended', {}
-# When CSD has given way to the logits; 'alone': from the start.
+# CSD has given way to the logits after a share of the training, or after as
+# many iterations; batch norms keep their running statistics.
 METHODS.update({
-    f'recommended by={by}': ('recommended', {'distillation': [
-        dict(type='CSDLoss', fades='out', fades_by=by),
-        dict(type='LogitKD', loss_weight=3.0, fades='in', fades_by=by)]})
-    for by in (0.25, 0.1)})
+    f'recommended by={by}': ('recommended', {
+        'batch_norms': None,
+        'distillation': [
+            dict(type='CSDLoss', fades='out', fades_by=by),
+            dict(type='LogitKD', loss_weight=3.0, fades='in', fades_by=by)]})
+    for by in (1.0, 0.25, 0.1, 64, 100)})
 METHODS['recommended, logits alone'] = 'recommended', {
     'distillation': dict(type='LogitKD', loss_weight=3.0)}
 _SFP = {'_delete_': True, 'type': 'StochasticFeaturePerturbation'}

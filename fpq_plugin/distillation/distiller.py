@@ -175,16 +175,17 @@ class Distiller:
         return 1 / (1 + sum(weight if part is None else weight * part.clone()
                             for weight, part in weights))
 
-    def set_progress(self, share: float) -> None:
+    def set_progress(self, iteration: int, iterations: int) -> None:
         """Tell the losses how much of the training is over.
 
         Args:
-            share (float): 0 at the begin, 1 at the end.
+            iteration (int): The iteration that begins, from 0.
+            iterations (int): How many the training has.
         """
         self._progress_told = True
         over = [each.over for each in self.criteria]
         for each in self.criteria:
-            each.set_progress(share)
+            each.set_progress(iteration, iterations)
         # Compiled graphs hold on to the dict.
         if over != [each.over for each in self.criteria]:
             self._live = self._not_over()
@@ -204,7 +205,7 @@ class Distiller:
             self._progress_told = True
             self._warn('a loss of the distillation fades and set_progress '
                        'was not called: one that fades in counts nothing. '
-                       'Call distiller.set_progress(step / steps) before '
+                       'Call distiller.set_progress(step, steps) before '
                        'each forward')
         # Cloned: the next iteration's part may be set before the backward.
         parts = {each.label: each.part.clone() for each in self.criteria

@@ -51,21 +51,22 @@ class DistillationLoss(ABC, nn.Module):
     takes_empty = False
     part: Tensor | None = None
     fades: str | None = None
-    fades_by: float = 1.0
+    fades_by: float | int = 1.0
     over = False
 
     def of_one_layer(self) -> bool:
         """Whether one layer's output is compared, not every layer's."""
         return self.last_layer_only or self.layer is not None
 
-    def fade(self, which: str | None, by: float = 1.0) -> None:
+    def fade(self, which: str | None, by: float | int = 1.0) -> None:
         """Have the loss fade over the training, along a cosine.
 
         Args:
             which (str, optional): 'out': from its weight to 0; 'in': from 0
                 to its weight; None: neither.
-            by (float): The share of the training at which it has, above 0
-                and at most 1. Defaults to 1.0.
+            by (float | int): When it has: a float is the share of the
+                training, above 0 and at most 1, an integer the number of
+                iterations, or all if there are fewer. Defaults to 1.0.
 
         Raises:
             ValueError: If it is another value.
@@ -73,22 +74,28 @@ class DistillationLoss(ABC, nn.Module):
         if which not in (None, 'in', 'out'):
             raise ValueError(f"fades must be 'in', 'out' or None, got "
                              f'{which!r}')
-        if not is_number(by, 0) or not 0 < by <= 1:
-            raise ValueError('fades_by must be a share of the training, '
-                             f'above 0 and at most 1, got {by!r}')
+        if not (is_number(by, 2) if isinstance(by, int)
+                else is_number(by, 0, 1) and by):
+            raise ValueError(
+                'fades_by must be a share of the training, as 0.5, at most '
+                f'1.0, or a number of iterations, as 100, got {by!r}')
         self.fades, self.fades_by = which, by
         # A tensor, so that no compiled graph has it as a constant.
         self.part = None if which is None else torch.ones(())
-        self.set_progress(0.0)
+        self.set_progress(0, 1)
 
-    def set_progress(self, share: float) -> None:
+    def set_progress(self, iteration: int, iterations: int) -> None:
         """Set :attr:`part`.
 
         Args:
-            share (float): How much of the training is over, 0 to 1.
+            iteration (int): The iteration that begins, from 0.
+            iterations (int): How many the training has.
         """
         if self.part is not None:
-            share = min(share / self.fades_by, 1.0)
+            by = (self.fades_by * iterations
+                  if isinstance(self.fades_by, float)
+                  else min(self.fades_by, iterations))
+            share = min(iteration / by, 1.0)
             left = (1 + math.cos(math.pi * share)) / 2
             self.part.fill_(left if self.fades == 'out' else 1 - left)
             self.over = self.fades == 'out' and share == 1

@@ -21,7 +21,8 @@ from .model_families import calibration_forward, forward_loss
 
 
 def calibration_batches(loader: Any, num_images: int, seed: int,
-                        progress: bool) -> Iterator[Any]:
+                        progress: bool,
+                        or_fewer: bool = False) -> Iterator[Any]:
     """Batches of ``num_images`` training images, drawn without repetition.
 
     They go through the training pipeline and the loader's own collate
@@ -35,6 +36,8 @@ def calibration_batches(loader: Any, num_images: int, seed: int,
         num_images (int): How many images.
         seed (int): Seed of the draw.
         progress (bool): Whether to show a progress bar.
+        or_fewer (bool): Whether all will do, if there are fewer. Defaults to
+            False.
 
     Yields:
         Any: What the loader's collate function returns.
@@ -43,9 +46,9 @@ def calibration_batches(loader: Any, num_images: int, seed: int,
         ValueError: If the training set has fewer images.
     """
     if _can_draw(loader):
-        batches = _drawn(loader, num_images, seed)
+        batches = _drawn(loader, num_images, seed, or_fewer)
     else:
-        batches = _first(loader, num_images)
+        batches = _first(loader, num_images, or_fewer)
     yield from track(batches, 'drawing images', console=Console(stderr=True),
                      disable=not progress)
 
@@ -58,10 +61,13 @@ def _can_draw(loader: Any) -> bool:
             and loader.batch_sampler is not None)
 
 
-def _drawn(loader: DataLoader, num_images: int, seed: int) -> Any:
+def _drawn(loader: DataLoader, num_images: int, seed: int,
+           or_fewer: bool) -> Any:
     dataset: Any = loader.dataset
     if len(dataset) < num_images:
-        raise _too_few(num_images, len(dataset))
+        if not or_fewer:
+            raise _too_few(num_images, len(dataset))
+        num_images = len(dataset)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(dataset), generator=generator)
     # A batch sampler may be of any kind: by one image no batch is too large.
@@ -72,7 +78,7 @@ def _drawn(loader: DataLoader, num_images: int, seed: int) -> Any:
         collate_fn=loader.collate_fn)
 
 
-def _first(loader: Any, num_images: int) -> Iterator[Any]:
+def _first(loader: Any, num_images: int, or_fewer: bool) -> Iterator[Any]:
     batches = loader
     if isinstance(loader, DataLoader):  # without its workers
         iterable = isinstance(loader.dataset, IterableDataset)
@@ -87,7 +93,8 @@ def _first(loader: Any, num_images: int) -> Iterator[Any]:
         yield batch
         if number >= num_images:
             return
-    raise _too_few(num_images, number)
+    if not or_fewer:
+        raise _too_few(num_images, number)
 
 
 def images_in(batch: Any) -> int:

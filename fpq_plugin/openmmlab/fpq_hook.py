@@ -7,7 +7,6 @@ from typing import Any
 from weakref import ref
 
 from mmengine.dist import get_rank, is_main_process
-from mmengine.hooks import CheckpointHook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -32,6 +31,7 @@ from ..state import (
 )
 from ..version import __version__
 from .baselines import Baselines, tell_of_high_rate
+from .batch_norms import BatchNormsOfRun, saves_now
 from .calibration import calibrate_run
 from .checkpoints import (
     complete,
@@ -101,6 +101,7 @@ class FPQHook(RunAware):
         self._export = ExportAtEnd(self.recipe)
         self._table = LayerTable()
         self._baselines = Baselines()
+        self._batch_norms = BatchNormsOfRun(self.recipe.batch_norm_images())
         self._optim_wrapper: OptimWrapper | None = None
         self._runner: Any = None
         self._filled = False
@@ -294,6 +295,7 @@ class FPQHook(RunAware):
                           data_batch: Any = None) -> None:
         """Tell the session which iteration this is."""
         if self.session is not None:
+            self._batch_norms.behind = True
             self.session.start_iteration(
                 runner.iter, getattr(runner.train_loop, 'max_iters', None))
 
@@ -315,22 +317,30 @@ class FPQHook(RunAware):
                 'FPQ distilled nothing in this iteration: the train_step of '
                 f'{type(unwrap(runner.model)).__name__} does not call its '
                 "forward with mode='loss'. Set distillation=None.")
-        if any(isinstance(hook, CheckpointHook) and not hook.by_epoch
-               and self.every_n_train_iters(runner, hook.interval)
-               for hook in runner.hooks):
-            self.after_train_epoch(runner)
+        if saves_now(runner, by_epoch=False):
+            self.after_train_epoch(runner, by_epoch=False)
 
-    def after_train_epoch(self, runner: Runner) -> None:
+    def after_train_epoch(self, runner: Runner, by_epoch: bool = True) -> None:
         """Look at the parameters before CheckpointHook removes old files.
 
-        Tells of steps that have run away.
+        Tells of steps that have run away. If a checkpoint follows, batch
+        norms are set anew for it.
 
         Raises:
             FloatingPointError: If one is not finite.
         """
+        if self.session is None:
+            return
+        model = unwrap(runner.model)
+        refuse_non_finite(model)
+        self.session.look_at_steps()
+        if saves_now(runner, by_epoch):
+            self._batch_norms.catch_up(runner, model)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Set batch norms anew for a validation, if there was training."""
         if self.session is not None:
-            refuse_non_finite(unwrap(runner.model))
-            self.session.look_at_steps()
+            self._batch_norms.catch_up(runner, unwrap(runner.model))
 
     def before_save_checkpoint(self, runner: Runner,
                                checkpoint: dict) -> None:
@@ -362,6 +372,7 @@ class FPQHook(RunAware):
         """Log a summary, end the session, export."""
         if self.session is None:
             return
+        self._batch_norms.catch_up(runner, unwrap(runner.model))
         runner.logger.info(self.session.summary(self._table))
         self._baselines.tell_end(runner)
         self.close()

@@ -228,10 +228,10 @@ class TrainingSession:
         if self.distiller is None:
             return
         if iterations:
-            self.distiller.set_progress(min(iteration / iterations, 1.0))
+            self.distiller.set_progress(iteration, iterations)
         elif self._warn and any(each.fades for each in
                                 self.distiller.criteria):
-            self.distiller.set_progress(0.0)
+            self.distiller.set_progress(0, 1)
             self._warn('FPQ: the train loop does not tell its iterations '
                        '(max_iters), so no loss fades: CSD stays as it '
                        'begins, and what fades in stays at 0')

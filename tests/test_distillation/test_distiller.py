@@ -329,8 +329,10 @@ def small_pair():
 @pytest.mark.parametrize(('share', 'csd_part', 'kd_part'), [
     (0.0, 1.0, 0.0), (0.25, 0.8535534, 0.1464466), (0.5, 0.5, 0.5),
     (1.0, 0.0, 1.0)])
-@pytest.mark.parametrize('by', [1.0, 0.1])
-def test_losses_fade_along_a_cosine(by, share, csd_part, kd_part):
+@pytest.mark.parametrize(('by', 'last'), [
+    (1.0, 1000), (0.1, 100), (100, 100), (2000, 1000)])
+def test_losses_fade_along_a_cosine(by, last, share, csd_part, kd_part):
+    """By a share of a thousand iterations, or by some of them."""
     student, teacher, x = small_pair()
 
     def run(**fades):
@@ -338,7 +340,7 @@ def test_losses_fade_along_a_cosine(by, share, csd_part, kd_part):
             copy.deepcopy(student), teacher,
             [CSDLoss(2.0, fades=fades.get('csd'), fades_by=by),
              LogitKD(3.0, fades=fades.get('kd'), fades_by=by)])
-        distiller.set_progress(share * by)
+        distiller.set_progress(round(share * last), 1000)
         return distiller
 
     steady, fading = run(), run(csd='out', kd='in')
@@ -368,7 +370,7 @@ def test_a_loss_that_fades_wants_to_know_when(fades, told):
                           warn=said.append)
     for _ in range(2):
         if told:
-            distiller.set_progress(0.5)
+            distiller.set_progress(5, 10)
         student(torch.randn(8, 4))
         distiller.loss()
     assert len(said) == (fades is not None and not told)
@@ -378,14 +380,15 @@ def test_a_loss_that_fades_wants_to_know_when(fades, told):
 def test_a_loss_fades_in_or_out_or_not():
     with pytest.raises(ValueError, match="fades must be 'in', 'out' or None"):
         CSDLoss(fades='up')
-    for by in (0, 1.5, '1', None):
-        with pytest.raises(ValueError, match='fades_by must be a share of'):
+    for by in (0, 0.0, 1.5, 1, -2, True, '1', None):
+        with pytest.raises(ValueError, match='fades_by must be a share of .* '
+                           rf'or a number of iterations, .* got {by!r}'):
             LogitKD(fades='in', fades_by=by)
     loss = CSDLoss(fades='out', fades_by=0.25)
-    loss.set_progress(0.125)
+    loss.set_progress(25, 200)
     assert loss.part.item() == pytest.approx(0.5)
-    for over in (0.25, 0.6, 1.0):  # it stays gone
-        loss.set_progress(over)
+    for over in (50, 120, 200):  # it stays gone
+        loss.set_progress(over, 200)
         assert loss.part.item() == 0
 
 
@@ -413,9 +416,9 @@ def test_a_loss_that_has_faded_out_is_not_taken(monkeypatch):
     distiller = Distiller(student, teacher, [
         CSDLoss(fades='out', fades_by=0.5), LogitKD(fades='in', fades_by=0.5)])
     gradients = []
-    for share, count in ((0.4, 2), (0.5, 0), (1.0, 0), (0.4, 2)):
+    for iteration, count in ((4, 2), (5, 0), (10, 0), (4, 2)):
         calls.clear()
-        distiller.set_progress(share)
+        distiller.set_progress(iteration, 10)
         student.zero_grad()
         task = student(x).square().mean()
         losses = distiller.losses()
@@ -439,14 +442,14 @@ def test_all_losses_may_fade_out():
     called = []
     teacher.register_forward_pre_hook(lambda *args: called.append(1))
     distiller = Distiller(student, teacher, CSDLoss(fades='out'))
-    distiller.set_progress(1.0)
+    distiller.set_progress(10, 10)
     task = student(x).square().mean()
     assert not called
     assert distiller.has_loss()
     assert distiller.loss() == 0
     assert distiller.losses() == {'csd': 0}
     assert torch.equal(distiller.mean_with(task), task)
-    distiller.set_progress(0.5)
+    distiller.set_progress(5, 10)
     student(x)
     assert called
     assert distiller.loss() > 0

@@ -1,0 +1,86 @@
+"""A run's batch norms, set anew before each validation and checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.dist import broadcast
+from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.runner import Runner
+from torch import nn
+
+from .._compat.restoring import same_randomness
+from ..batch_norms import reestimate_batch_norms
+from .calibration import calibration_batches, images_in
+from .model_families import calibration_forward
+
+
+class BatchNormsOfRun:
+    """The batch norms of a training, which are behind after an iteration.
+
+    Args:
+        num_images (int): How many training images set them, or all if there
+            are fewer; 0: the running statistics stay.
+
+    Attributes:
+        behind (bool): Whether iterations came after the last time.
+    """
+
+    def __init__(self, num_images: int) -> None:
+        self.num_images = num_images
+        self.behind = False
+
+    def catch_up(self, runner: Runner, model: nn.Module) -> None:
+        """Set them anew, the same on all ranks, if they are behind.
+
+        Where EMAHook averages the weights, its model is the one that is
+        validated and saved, with the buffers of the student: both get the
+        statistics of the averaged weights.
+
+        Args:
+            runner (Runner): The runner; its random state stays.
+            model (nn.Module): The student without its wrapper.
+        """
+        if not self.behind or not self.num_images:
+            return
+        self.behind = False
+        averaged = [hook.ema_model.module for hook in runner.hooks
+                    if isinstance(hook, EMAHook)]
+        tested, *others = [*averaged, model]
+        with same_randomness():
+            names = reestimate_batch_norms(
+                tested, self._batches(runner), calibration_forward(tested))
+        for name in names:
+            for key, buffer in tested.get_submodule(name).named_buffers():
+                broadcast(buffer)
+                for other in others:
+                    other.get_submodule(name).get_buffer(key).copy_(buffer)
+
+    def _batches(self, runner: Runner) -> Iterator[Any]:
+        loader: Any = runner.train_dataloader
+        one_by_one = getattr(loader, 'batch_size', None) == 1
+        for batch in calibration_batches(
+                loader, self.num_images, runner.seed or 0, progress=False,
+                or_fewer=True):
+            # A last batch of one image has no variance.
+            if one_by_one or images_in(batch) > 1:
+                yield batch
+
+
+def saves_now(runner: Runner, by_epoch: bool) -> bool:
+    """Whether a checkpoint follows on this epoch, or on this iteration.
+
+    Args:
+        runner (Runner): The runner, after an epoch or an iteration.
+        by_epoch (bool): After which of them.
+    """
+    for hook in runner.hooks:
+        if isinstance(hook, CheckpointHook) and hook.by_epoch == by_epoch:
+            when = ((hook.every_n_epochs, hook.is_last_train_epoch)
+                    if by_epoch else
+                    (hook.every_n_train_iters, hook.is_last_train_iter))
+            if when[0](runner, hook.interval, hook.save_begin) or (
+                    hook.save_last and when[1](runner)):
+                return True
+    return False
