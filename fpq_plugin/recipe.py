@@ -94,10 +94,11 @@ class Recipe:
         preset (str): What holds where an option is not given. 'paper' is the
             paper's to the letter: SFP with p = 0.1, CSD with lambda = 1.
             'recommended' learns steps in the logarithm, finds those of
-            features by least squares, distills the layers first and the
-            logits later (in classifiers; CSD alone in other models), and
-            takes the mean of the losses: it holds at rates at which the
-            paper's diverges. Defaults to 'recommended'.
+            features by least squares, distills the layers in the first
+            iterations and then the logits (in classifiers; CSD alone in
+            other models), takes the mean of the losses, and sets batch norms
+            anew: it holds at rates at which the paper's diverges. Defaults
+            to 'recommended'.
         bits (str, optional): Bits of weights and activations at once, as
             'w4a4'; 32 leaves float. Defaults to None: those in ``weight``
             and ``activation``.

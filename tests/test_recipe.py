@@ -160,6 +160,7 @@ def test_messages_have_the_full_name(options, message):
 @pytest.mark.parametrize(('options', 'message'), [
     (dict(teacher=3), r'^fpq\.teacher: must be the path or URL'),
     (dict(calibration=100), r'^fpq\.calibration: must be a dict'),
+    (dict(batch_norms=1000), r'^fpq\.batch_norms: must be a dict, got 1000'),
     (dict(skip='head'), r'^fpq\.skip: must be a list of patterns'),
     (dict(distill_skip='head'), r'^fpq\.distill_skip: must be a list'),
     (dict(overrides=['head']), r'^fpq\.overrides: must be a dict'),
