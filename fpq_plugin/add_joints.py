@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,17 +10,19 @@ from torch import nn
 
 from .calibrate import run_batch
 from .convert import refuse_wrapped
+from .joints import Placing
 from .layer_table import LayerTable
 from .layers import quantized_layers
 from .recipe import Recipe
+from .state import first_few
 
 
 def add_joints(model: nn.Module,
                batch: Any,
                target: str = 'onnxruntime',
                joints: dict | None = None,
-               forward: Callable[[nn.Module, Any], Any] | None = None
-               ) -> LayerTable:
+               forward: Callable[[nn.Module, Any], Any] | None = None,
+               warn: Callable[[str], Any] = warnings.warn) -> LayerTable:
     """Give a converted model the fake quantizers that an engine wants.
 
     An engine computes a sum, a pool or a concatenation on integers if its
@@ -38,6 +41,8 @@ def add_joints(model: nn.Module,
             None: 8 bits, of the default type.
         forward (Callable, optional): Runs the model on the batch. Defaults to
             None, as in :func:`calibrate`.
+        warn (Callable): Told of operations that stay float, though the engine
+            could run them on integers. Defaults to ``warnings.warn``.
 
     Returns:
         LayerTable: One row for each new quantizer.
@@ -66,6 +71,20 @@ def add_joints(model: nn.Module,
     if not quantized_layers(model):
         raise ValueError('the model has no quantized layer: call '
                          'convert(model) first')
-    rows, _ = recipe.find_joints(
+    rows, placing = recipe.find_joints(
         model, lambda: (forward or run_batch)(model, batch))
+    if placing.left:
+        warn(float_operations(placing, target))
     return LayerTable(rows)
+
+
+def float_operations(placing: Placing, target: str) -> str:
+    """What stays float that an engine could run on integers, for a message.
+
+    Args:
+        placing (Placing): The places, with what was left.
+        target (str): The engine.
+    """
+    return (f'FPQ leaves {len(placing.left)} operations float that {target} '
+            'could run on integers: '
+            f'{first_few(list(placing.left), between="; ")}')

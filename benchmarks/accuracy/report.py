@@ -38,23 +38,23 @@ COMPARED = ('fp', 'lsq', 'lsq_plus', 'pact', 'lsq_sam', 'kd',
             'csd=0 kd=3 p=0', 'csd', 'fpq', 'fpq_kd', 'sfp_kd',
             'recommended')
 MAIN = ('lsq', 'kd', 'fpq', 'sfp_kd')
-COMPARED_ON = ('resnet', 'wide', 'mobilenet_slow_steps', 'resnet18',
-               'mobilenet_v2')
+COMPARED_ON = ('resnet', 'wide', 'mobilenet', 'mobilenet_slow_steps',
+               'resnet18', 'mobilenet_v2')
 STUDIED = ('wide', 'w2a2')
 # The README's models and methods, in its words.
-SHOWN = {'wide': 'Wide ResNet', 'resnet18': 'ResNet-18',
-         'mobilenet_v2': 'MobileNetV2'}
+SHOWN = {'resnet': 'thin ResNet', 'wide': 'Wide ResNet',
+         'mobilenet': 'MobileNetV2 x0.5'}
 WORDS = {'fp': 'full precision', 'lsq': 'LSQ',
          'fpq': "FPQ, preset 'paper'",
-         'sfp_kd': 'LSQ, noise and distilled logits'}
+         'recommended': "FPQ, preset 'recommended'"}
 # Colours that the colour-blind can tell apart (Okabe and Ito), and markers.
 STYLES = {'lsq': ('#D55E00', 's'), 'fpq': ('#0072B2', 'o'),
-          'sfp_kd': ('#007A5A', 'D')}
+          'recommended': ('#007A5A', 'D')}
 # A method, and the one that it is compared with.
 PAIRS = (('kd', 'lsq'), ('fpq', 'lsq'), ('fpq', 'kd'), ('sfp_kd', 'lsq'),
          ('sfp_kd', 'kd'), ('sfp_kd', 'fp'), ('fpq', 'lsq_plus'),
-         ('fpq', 'pact'), ('recommended', 'lsq'),
-         ('recommended', 'kd'), ('recommended', 'sfp_kd'))
+         ('fpq', 'pact'), ('recommended', 'lsq'), ('recommended', 'kd'),
+         ('recommended', 'sfp_kd'), ('recommended', 'fp'))
 # A method, the same with noise, and its p.
 NOISE = (('lsq', 'sfp', 0.1), ('csd', 'fpq', 0.1), ('csd', 'fpq p=0.5', 0.5),
          ('kd', 'csd=0 kd=1 p=0.5', 0.5), ('csd=0 kd=3 p=0', 'sfp_kd', 0.5),

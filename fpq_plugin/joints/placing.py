@@ -288,7 +288,7 @@ class _Places:
         return op.layer or max(
             (name for name, calls in self.seen.calls.items()
              if any(start <= op.time <= end for start, end in calls)),
-            key=len, default='the model')
+            key=len, default='') or 'the model'
 
 
 def root(value: Value) -> Value:

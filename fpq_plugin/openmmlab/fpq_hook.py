@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from .._compat.files import remove_parts
+from ..add_joints import float_operations
 from ..calibrate import leave_uncalled, uninitialized
 from ..joints import Joint, joints_of
 from ..layer_table import LayerTable
@@ -22,7 +23,6 @@ from ..quantizers import describe, named_quantizers
 from ..recipe import Recipe
 from ..state import (
     bare_state,
-    first_few,
     float_state,
     quantizer_bits,
     quantizer_state,
@@ -186,9 +186,7 @@ class FPQHook(RunAware):
             f'layers for {self.recipe.target}:\n{rows}')
         if placing.left:
             runner.logger.info(
-                f'FPQ leaves {len(placing.left)} operations float that '
-                f'{self.recipe.target} could run on integers: '
-                f'{first_few(list(placing.left), between="; ")}')
+                float_operations(placing, str(self.recipe.target)))
 
     # -- load_or_resume ---------------------------------------------------
 
