@@ -13,8 +13,8 @@ from torch import nn
 from fpq_plugin.layers import copy_module, refuse_reparameterizing
 from fpq_plugin.options import build, resolve
 from fpq_plugin.perturbation import NoiseClock, StochasticFeaturePerturbation
+from fpq_plugin.presets import SFP
 from fpq_plugin.quantizers import Quantizer
-from fpq_plugin.recipe import SFP
 
 from .convolutions import BrevitasConv2d
 from .layers import BrevitasLinear, settle_proxy, tensor_quant_of

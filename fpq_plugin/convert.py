@@ -12,7 +12,8 @@ from .layer_table import LayerTable
 from .layers import allow_reparameterizing, quantized_layers, unroute
 from .optimizer_watch import watch
 from .perturbation import NoiseClock, StochasticFeaturePerturbation
-from .recipe import OF_PRESET, Recipe
+from .presets import OF_PRESET
+from .recipe import Recipe
 
 
 def convert(model: nn.Module,

@@ -19,64 +19,14 @@ from .joints import (
     watch_forward,
 )
 from .layer_table import LayerRow, LayerTable
-from .layers import Backend, get_backend
+from .layers import get_backend
 from .optimizer_watch import look_at_optimizers
-from .options import (
-    FLOAT_BITS,
-    build,
-    is_number,
-    merge,
-    override,
-    refuse_no_patterns,
-    refuse_unknown,
-    resolve,
-)
-from .perturbation import StochasticFeaturePerturbation
+from .options import FLOAT_BITS, build, merge, refuse_unknown, resolve
 from .plan import quantize
-from .quantizers import Quantizer, check_bits
+from .presets import CSD, KINDS, LOGITS, OF_PRESET, PRESETS
+from .quantizers import Quantizer
+from .recipe_checks import check_recipe
 from .targets import Target, target_of
-
-LSQ: dict[str, Any] = dict(type='LSQFakeQuantize', bits=4)
-LOG_LSQ: dict[str, Any] = dict(type='LogLSQFakeQuantize', bits=4)
-SFP: dict[str, Any] = dict(type='StochasticFeaturePerturbation', p=0.1)
-CSD: dict[str, Any] = dict(type='CSDLoss', loss_weight=1.0)
-LOGITS: dict[str, Any] = dict(
-    type='LogitKD', loss_weight=3.0, temperature=4.0)
-PRESETS: dict[str, dict[str, Any]] = {
-    'recommended': dict(
-        weight=LOG_LSQ,
-        activation=dict(LOG_LSQ, observer='mse'),
-        perturbation={**SFP, 'p': 0.5},
-        distillation=[
-            {**CSD, 'fades': 'out', 'fades_by': 100},
-            {**LOGITS, 'fades': 'in', 'fades_by': 100},
-        ],
-        objective='mean',
-        batch_norms=dict(num_images=1000)),
-    'paper': dict(
-        weight=LSQ,
-        activation=LSQ,
-        perturbation=SFP,
-        distillation=CSD,
-        objective='sum',
-        batch_norms=None),
-}
-"""What each preset says where an option is not given."""
-
-KINDS: dict[str, type[nn.Module]] = dict(
-    weight=Quantizer,
-    activation=Quantizer,
-    perturbation=StochasticFeaturePerturbation)
-
-
-class _OfPreset:
-    """The default of an option that the preset has a value for."""
-
-    def __repr__(self) -> str:
-        return "the preset's"
-
-
-OF_PRESET: Any = _OfPreset()
 
 
 @dataclass(frozen=True)
@@ -222,9 +172,7 @@ class Recipe:
         for option in ('objective', 'batch_norms'):
             if getattr(self, option) is OF_PRESET:
                 self._set(option, PRESETS[self.preset][option])
-        self._check_parts()
-        self._check_patterns()
-        self._check_training()
+        check_recipe(self)
 
     def convert(self, model: nn.Module,
                 skip: Sequence[str] = ()) -> LayerTable:
@@ -292,6 +240,17 @@ class Recipe:
     def is_float(self) -> bool:
         """Whether nothing is quantized: weight and activation are off."""
         return not (self.weight or self.activation or self.overrides)
+
+    def rules(self) -> Target:
+        """The target's rules.
+
+        Raises:
+            ValueError: If there is no such target.
+        """
+        try:
+            return target_of(self.target)
+        except ValueError as error:
+            raise ValueError(f'{self.name_of("target")}: {error}') from error
 
     def losses(self, has_logits: bool = True) -> list[DistillationLoss]:
         """The losses of ``distillation``, built anew.
@@ -401,7 +360,7 @@ class Recipe:
             raise ValueError(f'{self.name_of("joints")}: has a meaning with '
                              f'{self.name_of("target")} alone, which is None')
         own = {'bits': 8}
-        if not self._rules().zero_points:
+        if not self.rules().zero_points:
             own['symmetric'] = True
         found = self._resolved('joints', self._with_preset(
             {**own, **self.joints}, 'activation'))
@@ -409,12 +368,6 @@ class Recipe:
             raise ValueError(f'{self.name_of("joints")}: 32 bits are float; '
                              'leave out target instead')
         return found
-
-    def _rules(self) -> Target:
-        try:
-            return target_of(self.target)
-        except ValueError as error:
-            raise ValueError(f'{self.name_of("target")}: {error}') from error
 
     def _distillation(self) -> Iterator[dict]:
         given = self.distillation
@@ -429,127 +382,3 @@ class Recipe:
                           kind=DistillationLoss)
             if cfg is not None:
                 yield cfg
-
-    # -- checks ------------------------------------------------------------
-
-    def _check_parts(self) -> None:
-        """Build every component that the options name, once."""
-        backend = get_backend(self.backend)
-        base = {part: getattr(self, part) for part in KINDS}
-        for part, cfg in base.items():
-            check_part(self.name_of(part), part, cfg, backend)
-        self.losses()
-        if self.attention is not None:
-            build(self.name_of('attention'), self.attention)
-        check_part(self.name_of('joints'), 'joints', self.joints, backend)
-        self._check_target()
-        if self.first_last_bits not in (None, FLOAT_BITS):
-            try:
-                check_bits(self.first_last_bits)
-            except ValueError as error:
-                raise ValueError(
-                    f'{self.name_of("first_last_bits")}: {error}') from error
-        if not isinstance(self.overrides or {}, Mapping):
-            raise TypeError(f'{self.name_of("overrides")}: must be a dict '
-                            f'from patterns to options, got '
-                            f'{self.overrides!r}')
-        for pattern, changes in (self.overrides or {}).items():
-            key = f'{self.name_of("overrides")}[{pattern!r}]'
-            if not isinstance(changes, Mapping):
-                raise TypeError(f'{key}: must be a dict, got {changes!r}')
-            refuse_unknown(key, changes, list(KINDS))
-            for part, given in changes.items():
-                cfg = resolve(
-                    f'{key}.{part}', override(base[part], given),
-                    self.default_type(part), backend.registry(part),
-                    KINDS[part])
-                check_part(f'{key}.{part}', part, cfg, backend)
-
-    def _check_target(self) -> None:
-        """Refuse features that the engine has no integers for."""
-        rules = self._rules()
-        if rules.zero_points:
-            return
-        ends = ({} if self.activation is None or not self.first_last_bits
-                else {**self.activation, 'bits': self.first_last_bits})
-        parts = {'activation': self.activation, 'joints': self.joints,
-                 'first_last_bits': ends}
-        for pattern, changes in (self.overrides or {}).items():
-            parts[f'overrides[{pattern!r}].activation'] = override(
-                self.activation, changes.get('activation'))
-        for part, cfg in parts.items():
-            built = build(self.name_of(part), cfg, get_backend(
-                self.backend).registry('activation')) if cfg else None
-            # Fewer bits fit int8, counted from their zero.
-            if built is not None and built.num_bits == 8 and (
-                    getattr(built, 'symmetric', True) is False):
-                raise ValueError(
-                    f'{self.name_of(part)}: {rules.title} takes 8-bit '
-                    'integers around 0 alone; set symmetric=True in '
-                    f'{self.name_of("activation")}, or take 7 bits, or '
-                    f'another {self.name_of("target")}')
-
-    def _check_patterns(self) -> None:
-        for option in ('skip', 'distill_skip'):
-            refuse_no_patterns(self.name_of(option), getattr(self, option))
-
-    def _check_teacher(self) -> None:
-        key, teacher = self.name_of('teacher'), self.teacher
-        if teacher is None or isinstance(teacher, str):
-            return
-        if not isinstance(teacher, Mapping):
-            raise TypeError(
-                f'{key}: must be the path or URL of a checkpoint, or '
-                f'dict(config=..., checkpoint=...), got {teacher!r}')
-        refuse_unknown(key, teacher, ['config', 'checkpoint'])
-        for part in ('config', 'checkpoint'):
-            if not isinstance(teacher.get(part), str):
-                raise TypeError(f'{key}.{part}: must be a path, got '
-                                f'{teacher.get(part)!r}')
-        for loss in self.losses():
-            if not loss.of_one_layer():
-                raise ValueError(
-                    f'{self.name_of("distillation")}: {type(loss).__name__} '
-                    'compares layers by their names, which a teacher of '
-                    f'another architecture ({key}.config) does not share; '
-                    "take dict(type='LogitKD')")
-
-    def _check_training(self) -> None:
-        self._check_teacher()
-        if self.objective not in ('mean', 'sum'):
-            raise ValueError(f"{self.name_of('objective')}: must be 'mean' "
-                             f"or 'sum', got {self.objective!r}")
-        if not is_number(self.scale_lr_mult, 0):
-            raise ValueError(f'{self.name_of("scale_lr_mult")}: must be a '
-                             f'number >= 0, got {self.scale_lr_mult!r}')
-        if not isinstance(self.baselines, bool):
-            raise TypeError(f'{self.name_of("baselines")}: must be True or '
-                            f'False, got {self.baselines!r}')
-        self._check_images('calibration', self.calibration)
-        if self.batch_norms is not None:
-            self._check_images('batch_norms', self.batch_norms)
-
-    def _check_images(self, option: str, given: Any) -> None:
-        key = self.name_of(option)
-        if not isinstance(given, Mapping):
-            raise TypeError(f'{key}: must be a dict, got {given!r}')
-        refuse_unknown(key, given, ['num_images'])
-        number = given.get('num_images', 1)
-        if not is_number(number, 1) or not isinstance(number, int):
-            raise ValueError(f'{key}.num_images: must be a positive integer, '
-                             f'got {number!r}')
-
-
-def check_part(key: str, part: str, cfg: dict | None,
-               backend: Backend) -> None:
-    """Refuse a component's config that cannot be built, or not for this.
-
-    Raises:
-        ValueError: Naming the option.
-    """
-    if cfg is None:
-        return
-    built = build(key, cfg, backend.registry(part))
-    if part in ('activation', 'joints') and built.for_weights_only:
-        raise ValueError(f'{key}.type: {cfg["type"]} is for weights; take '
-                         'another one for activations')
