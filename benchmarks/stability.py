@@ -46,7 +46,7 @@ RECIPES: dict[str, dict | None] = {
     **{f'recommended, fades_by={by}': dict(distillation=[
         dict(type='CSDLoss', fades='out', fades_by=by),
         dict(type='LogitKD', loss_weight=3.0, fades='in', fades_by=by)])
-       for by in (1.0, 0.25, 64)},
+       for by in (1.0, 0.25, 64, 200)},
     'running statistics': dict(batch_norms=None),
     # What each part of it does.
     'steps by their size': dict(

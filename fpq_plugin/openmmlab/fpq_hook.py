@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 from weakref import ref
@@ -166,7 +167,11 @@ class FPQHook(RunAware):
 
     def _convert(self, runner: Runner, model: nn.Module) -> None:
         runner.logger.info(f'FPQ {__version__}, {self.recipe.describe()}')
-        self._table = self.convert(model)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter('always')
+            self._table = self.convert(model)
+        for each in told:
+            runner.logger.warning(f'FPQ: {each.message}')
         runner.logger.info(
             f'FPQ {__version__} quantizes {len(self._table.quantized())} '
             f'of {len(self._table)} layers:\n{self._table}')

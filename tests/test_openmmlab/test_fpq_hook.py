@@ -11,7 +11,9 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from mmpretrain.models import LinearClsHead
+from mmpretrain.models.backbones.repvgg import RepVGGBlock
 from runs import log_of, scalars_of, train, weights
+from toy_runs import ToyNet, toy_train
 
 from fpq_plugin import CSDLoss, QuantizedLayer
 from fpq_plugin._compat.files import load_file
@@ -430,3 +432,21 @@ def test_autocast_on_the_cpu(fpq_config):
     assert all(torch.isfinite(v).all() for v in state.values()
                if v.is_floating_point())
     assert scalars_of(cfg_dir(cfg), 'accuracy/top1')[-1] > 50
+
+
+class Branched(ToyNet):
+    """With branches that are to be fused for deployment."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = RepVGGBlock(1, 1)
+
+    def logits(self, x):
+        return super().logits(self.block(x.view(-1, 1, 2, 2)).flatten(1))
+
+
+def test_what_a_conversion_warns_of_is_in_the_log(tmp_path, recwarn):
+    toy_train(tmp_path, Branched)
+    assert 'FPQ: 1 blocks train branches that are to be fused' in log_of(
+        tmp_path / 'run')
+    assert not any('to be fused' in str(each.message) for each in recwarn)
