@@ -37,17 +37,24 @@ from fpq_plugin.optimizer_watch import watch
 from fpq_plugin.recipe import Recipe
 
 LSQ = dict(type='LSQFakeQuantize')
+
+
+def _fading(by: float) -> dict:
+    return dict(distillation=[
+        dict(type='CSDLoss', fades='out', fades_by=by),
+        dict(type='LogitKD', loss_weight=3.0, fades='in', fades_by=by)])
+
+
 RECIPES: dict[str, dict | None] = {
     'full precision': None,
     'paper': dict(preset='paper'),
     'recommended': {},
+    'running statistics': dict(batch_norms=None),
     # When CSD has given way to the logits: a share of the training, or as
     # many iterations.
-    **{f'recommended, fades_by={by}': dict(distillation=[
-        dict(type='CSDLoss', fades='out', fades_by=by),
-        dict(type='LogitKD', loss_weight=3.0, fades='in', fades_by=by)])
-       for by in (1.0, 0.25, 64, 200)},
-    'running statistics': dict(batch_norms=None),
+    **{f'recommended, fades_by={by}': _fading(by) for by in (1.0, 64)},
+    **{f'running statistics, fades_by={by}': dict(
+        _fading(by), batch_norms=None) for by in (1.0, 0.25)},
     # What each part of it does.
     'steps by their size': dict(
         weight=LSQ, activation=dict(LSQ, observer='mse')),

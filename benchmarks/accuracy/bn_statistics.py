@@ -12,14 +12,12 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
 from cells import Cell
 from mmengine.runner import Runner
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from train import ROOT, build_config, checkpoint
 
-from fpq_plugin import load_model
+from fpq_plugin import load_model, reestimate_batch_norms
 
 
 def main() -> None:
@@ -40,21 +38,14 @@ def main() -> None:
     args.out.write_text(json.dumps(rows, indent=1) + '\n')
 
 
-@torch.no_grad()
 def measure(cell: Cell, work: Path) -> dict:
     """Top-1 (%) of a cell's checkpoint, before and after."""
     cfg = build_config(cell, work)
     model = load_model(cfg, str(checkpoint(cell, work)))
     row = dict(cell=str(cell), as_trained=top1(model, cfg))
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain average over batches
-        norm.train()
-    for batch in Runner.build_dataloader(cfg.train_dataloader):
-        data = model.data_preprocessor(batch, False)
-        model(**data, mode='tensor')
-    row['taken_anew'] = top1(model.eval(), cfg)
+    reestimate_batch_norms(
+        model, Runner.build_dataloader(cfg.train_dataloader))
+    row['taken_anew'] = top1(model, cfg)
     return row
 
 

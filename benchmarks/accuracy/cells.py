@@ -207,10 +207,12 @@ def grid() -> Iterator[Cell]:
         yield from _cells(model, (*ABLATION, *sweep), ('w2a4', ))
     yield from _cells('resnet', (*paper, *strong, 'sfp', 'fpq lambda=0.1'),
                       BITS)
-    for model in ('resnet', *small, 'resnet18', 'mobilenet_v2'):
+    for model in ('resnet', *small, 'mobilenet', 'resnet18', 'mobilenet_v2'):
         yield from _cells(model, ('recommended', ), BITS)
-    yield from _cells('resnet', [name for name in METHODS if
-                                 name.startswith('recommended')], BITS)
+    yield from _cells('mobilenet', (*paper[:3], 'sfp_kd'), BITS)
+    for model in ('resnet', 'wide', 'mobilenet'):
+        yield from _cells(model, [name for name in METHODS if
+                                  name.startswith('recommended')], ('w2a2', ))
     # More seeds, on another processor: there 0 to 2 give other networks.
     yield from _cells('resnet', first, ('w4a4', ), (3, 4, 5))
     yield from _cells('resnet18', first, BITS[1:], (3, 4, 5))
@@ -228,7 +230,6 @@ def grid() -> Iterator[Cell]:
             'csd=10 kd=0 p=0.1', 'fpq channel_sum', 'fpq_kd',
             'csd=0.3 kd=3 p=0.5 channel_sum'), ('w2a2', ))
     yield from _cells('wide', ('lsq_sam', ), BITS)
-    yield from _cells('mobilenet', paper[:3], ('w4a4', ))
     yield from _cells('mobilenet', [f'{name} observer=min_max'
                                     for name in ('lsq', 'fpq')], ('w2a2', ))
     for model in ('wide_weak_teacher', 'wide_5000_images', 'wide_160_epochs'):

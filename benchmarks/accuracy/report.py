@@ -38,8 +38,8 @@ COMPARED = ('fp', 'lsq', 'lsq_plus', 'pact', 'lsq_sam', 'kd',
             'csd=0 kd=3 p=0', 'csd', 'fpq', 'fpq_kd', 'sfp_kd',
             'recommended')
 MAIN = ('lsq', 'kd', 'fpq', 'sfp_kd')
-COMPARED_ON = ('resnet', 'wide', 'mobilenet', 'mobilenet_slow_steps',
-               'resnet18', 'mobilenet_v2')
+COMPARED_ON = ('resnet', 'wide', 'mobilenet_slow_steps', 'resnet18',
+               'mobilenet_v2')
 STUDIED = ('wide', 'w2a2')
 # The README's models and methods, in its words.
 SHOWN = {'resnet': 'thin ResNet', 'wide': 'Wide ResNet',
@@ -231,25 +231,33 @@ def compared(rows: _Rows) -> list[tuple[str, str]]:
             and len(shared(group)) >= MIN_SEEDS]
 
 
-def shared(group: list[Row]) -> set[int]:
-    """The seeds that all main methods have."""
+def shown(rows: _Rows) -> list[tuple[str, str]]:
+    """The README's settings."""
+    return [place for place, group in rows.items() if place[0] in SHOWN
+            and len(shared(group, tuple(STYLES))) >= MIN_SEEDS]
+
+
+def shared(group: list[Row], methods: tuple[str, ...] = MAIN) -> set[int]:
+    """The seeds that all of some methods have."""
     seeds = {row.method: set(row.top1) for row in group}
-    return set.intersection(*(seeds.get(method, set()) for method in MAIN))
+    return set.intersection(*(seeds.get(method, set()) for method in methods))
 
 
-def of_shared_seeds(group: list[Row]) -> list[Row]:
-    """Rows that may be compared: the main methods' and their teachers'.
+def of_shared_seeds(group: list[Row],
+                    methods: tuple[str, ...] = MAIN) -> list[Row]:
+    """Rows that may be compared: of some methods, and their teachers'.
 
     The other methods' are of all seeds that they have. A failed run of a main
     one is of no shared seed.
     """
-    common = shared(group)
+    common = shared(group, methods)
     runs = {row.method: {seed: top1 for seed, top1 in row.top1.items()
-                         if seed in common or row.method not in ('fp', *MAIN)}
+                         if seed in common
+                         or row.method not in ('fp', *methods)}
             for row in group}
     rows = [
         replace(_row(row.method, runs),
-                failed=0 if row.method in MAIN else row.failed)
+                failed=0 if row.method in methods else row.failed)
         for row in group
     ]
     return [row for row in rows if row.runs >= MIN_SEEDS]
@@ -283,12 +291,13 @@ def summary(rows: _Rows) -> str:
 
 def short(rows: _Rows) -> str:
     """Mean top-1 of the README's methods and models."""
-    places = [place for place in compared(rows) if place[0] in SHOWN]
+    places = shown(rows)
     lines = ['| | ' + ' | '.join(f'{SHOWN[model]} {bits.upper()}'
                                  for model, bits in places) + ' |',
              '|---|' + '---|' * len(places)]
     means = {place: {row.method: f'{statistics.fmean(row.top1.values()):.2f}'
-                     for row in of_shared_seeds(rows[place])}
+                     for row in of_shared_seeds(rows[place], tuple(STYLES))
+                     if row.method in WORDS}
              for place in places}
     lines += [f'| {words} | '
               + ' | '.join(means[place][method] for place in places) + ' |'
@@ -407,7 +416,7 @@ def draw_shown(rows: _Rows, path: Path) -> None:
     fig, axes = plt.subplots(1, len(SHOWN), figsize=(8, 3.4), sharey=True,
                              layout='constrained')
     for axis, (model, title) in zip(axes, SHOWN.items()):
-        places = [place for place in compared(rows) if place[0] == model]
+        places = [place for place in shown(rows) if place[0] == model]
         axis.axhline(0, color='black', linestyle='--', linewidth=1.2)
         for shift, (method, (color, marker)) in zip((-0.06, 0, 0.06),
                                                     STYLES.items()):
@@ -423,8 +432,8 @@ def draw_shown(rows: _Rows, path: Path) -> None:
         axis.set_xlim(-0.35, len(places) - 0.65)
         axis.grid(axis='y', color='#dddddd', linewidth=0.6)
         axis.spines[['top', 'right']].set_visible(False)
-    numbers = {len(shared(rows[place])) for place in compared(rows)
-               if place[0] in SHOWN}
+    numbers = {len(shared(rows[place], tuple(STYLES)))
+               for place in shown(rows)}
     axes[0].set_ylabel('top-1, points from full precision')
     _label(axes[0])
     fig.supxlabel(
@@ -436,7 +445,8 @@ def draw_shown(rows: _Rows, path: Path) -> None:
 
 def _to_teacher(group: list[Row], method: str) -> tuple[float, float]:
     """Mean paired difference to full precision, and its standard error."""
-    tops = {row.method: row.top1 for row in of_shared_seeds(group)}
+    tops = {row.method: row.top1
+            for row in of_shared_seeds(group, tuple(STYLES))}
     found = list(_pairs(tops['fp'], tops[method]).values())
     return (statistics.fmean(found),
             statistics.stdev(found) / math.sqrt(len(found)))
