@@ -126,6 +126,9 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     'distillation/losses.py': {
         'CSDLoss.attach: get_world_size() > 1  ->  get_world_size() >= 1':
         'the joint batch of one process is its own',
+        'CSDLoss.attach: len(dims) > 1  ->  len(dims) >= 1':
+        'the maps of a tensor of two axes are one sample, whose space is the '
+        'batch',
     },
     'distillation/csd_function.py': {
         '_as_maps: maps.is_contiguous() or maps.mT.is_contiguous()  ->  '

@@ -212,7 +212,7 @@ def grid() -> Iterator[Cell]:
     yield from _cells('mobilenet', (*paper[:3], 'sfp_kd'), BITS)
     for model in ('resnet', 'wide', 'mobilenet'):
         yield from _cells(model, [name for name in METHODS if
-                                  name.startswith('recommended')], ('w2a2', ))
+                                  name.startswith('recommended')], BITS)
     # More seeds, on another processor: there 0 to 2 give other networks.
     yield from _cells('resnet', first, ('w4a4', ), (3, 4, 5))
     yield from _cells('resnet18', first, BITS[1:], (3, 4, 5))
