@@ -178,14 +178,17 @@ def test_groups_of_a_transposed_convolution_share_steps(groups, per_channel,
     assert (found - wanted).abs().max() < 0.02 * wanted.std()
 
 
+@pytest.mark.parametrize('positive', [False, True])
 @pytest.mark.parametrize('bits', [4, 8])
-def test_a_weight_around_another_zero_is_not_folded(bits, tmp_path):
+def test_a_weight_around_another_zero_is_not_folded(bits, positive, tmp_path):
     """A negative gain would turn its zero point, and a step is positive."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(40, 3, 8, 8, generator=generator)
     model = nn.Sequential(nn.Conv2d(3, 6, 3), batch_norm(6, generator))
     with torch.no_grad():
         model[0].weight.add_(0.1)
+        if positive:
+            model[1].weight.abs_()
     quantized(model, x, weight=dict(bits=bits, symmetric=False),
               first_last_bits=None)
     assert model[0].weight_quantizer.zero_point.any()

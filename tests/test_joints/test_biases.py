@@ -10,7 +10,11 @@ from torch import nn
 from fpq_plugin import add_joints, calibrate, convert, to_float
 from fpq_plugin.export import export_onnx
 from fpq_plugin.joints import joints_of, rounded_biases
-from fpq_plugin.joints.biases import rounded_layer
+from fpq_plugin.joints.biases import (
+    round_bias_of,
+    rounded_layer,
+    unround_bias,
+)
 
 
 def model_of(bits, bias=True, norm=True, target='onnxruntime'):
@@ -139,3 +143,14 @@ def test_found_again_copied_pickled_and_taken_out():
 def test_engines_with_float_biases_need_none():
     model, _ = model_of(8, target='openvino')
     assert joints_of(model) == []
+
+
+def test_nothing_is_left_of_a_bias_that_is_not_rounded_any_more():
+    layer, norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+    for module in (layer, norm):
+        before = set(vars(module))
+        round_bias_of(module, layer)
+        assert rounded_layer(module) is layer
+        unround_bias(module)
+        assert rounded_layer(module) is None
+        assert set(vars(module)) == before
