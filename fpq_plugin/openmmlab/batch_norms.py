@@ -13,7 +13,7 @@ from torch import nn
 from .._compat.restoring import same_randomness
 from ..batch_norms import reestimate_batch_norms
 from .calibration import calibration_batches, images_in
-from .model_families import calibration_forward
+from .model_families import calibration_forward, is_self_supervised
 
 
 class BatchNormsOfRun:
@@ -34,6 +34,9 @@ class BatchNormsOfRun:
     def catch_up(self, runner: Runner, model: nn.Module) -> None:
         """Set them anew, the same on all ranks, if they are behind.
 
+        Self-supervised models keep theirs: they have no forward but that of
+        training, which may fill a queue, and none is validated.
+
         Where EMAHook averages the weights, its model is the one that is
         validated and saved, with the buffers of the student: both get the
         statistics of the averaged weights.
@@ -42,7 +45,7 @@ class BatchNormsOfRun:
             runner (Runner): The runner; its random state stays.
             model (nn.Module): The student without its wrapper.
         """
-        if not self.behind or not self.num_images:
+        if not (self.behind and self.num_images) or is_self_supervised(model):
             return
         self.behind = False
         averaged = [hook.ema_model.module for hook in runner.hooks

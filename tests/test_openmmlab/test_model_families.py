@@ -95,6 +95,19 @@ def runner_of(tmp_path, model, backend='torch_ao', bits=8, **options):
     return Runner.from_cfg(cfg)
 
 
+def test_batch_norms_are_not_set_anew(tmp_path):
+    """They have no forward but that of training, which may fill a queue."""
+    states = []
+    for name, more in (('with', {}), ('without', dict(batch_norms=None))):
+        folder = tmp_path / name
+        folder.mkdir()
+        runner = runner_of(folder, SIMSIAM, **more)
+        runner.train()
+        states.append(runner.model.state_dict())
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
+
+
 @pytest.mark.parametrize('model', [MAE, SIMSIAM], ids=lambda m: m['type'])
 def test_every_layer_is_compared_on_the_same_input(tmp_path, backend, model):
     runner = runner_of(tmp_path, model, backend, perturbation=None)
