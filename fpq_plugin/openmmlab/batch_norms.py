@@ -48,17 +48,24 @@ class BatchNormsOfRun:
         if not (self.behind and self.num_images) or is_self_supervised(model):
             return
         self.behind = False
-        averaged = [hook.ema_model.module for hook in runner.hooks
-                    if isinstance(hook, EMAHook)]
-        tested, *others = [*averaged, model]
-        with same_randomness():
-            names = reestimate_batch_norms(
-                tested, self._batches(runner), calibration_forward(tested))
-        for name in names:
-            for key, buffer in tested.get_submodule(name).named_buffers():
-                broadcast(buffer)
-                for other in others:
-                    other.get_submodule(name).get_buffer(key).copy_(buffer)
+        averaging = [hook for hook in runner.hooks
+                     if isinstance(hook, EMAHook)]
+        # As for a validation: Brevitas's quantizers do not run in a copy.
+        for hook in averaging:
+            hook._swap_ema_parameters()
+        try:
+            with same_randomness():
+                names = reestimate_batch_norms(
+                    model, self._batches(runner), calibration_forward(model))
+            for name in names:
+                for buffer in model.get_submodule(name).buffers():
+                    broadcast(buffer)
+        finally:
+            for hook in averaging:
+                hook._swap_ema_parameters()
+        for hook in averaging:
+            if not hook.ema_model.update_buffers:  # those of the student
+                _copy_buffers(names, model, hook.ema_model.module)
 
     def _batches(self, runner: Runner) -> Iterator[Any]:
         loader: Any = runner.train_dataloader
@@ -69,6 +76,13 @@ class BatchNormsOfRun:
             # A last batch of one image has no variance.
             if one_by_one or images_in(batch) > 1:
                 yield batch
+
+
+def _copy_buffers(names: list[str], source: nn.Module,
+                  target: nn.Module) -> None:
+    for name in names:
+        for key, buffer in source.get_submodule(name).named_buffers():
+            target.get_submodule(name).get_buffer(key).copy_(buffer)
 
 
 def saves_now(runner: Runner, by_epoch: bool) -> bool:
