@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from mmengine.dist import broadcast
@@ -12,7 +11,7 @@ from torch import nn
 
 from .._compat.restoring import same_randomness
 from ..batch_norms import reestimate_batch_norms
-from .calibration import calibration_batches, images_in
+from .calibration import batch_size_of, calibration_batches, can_draw
 from .model_families import calibration_forward, is_self_supervised
 
 
@@ -35,7 +34,8 @@ class BatchNormsOfRun:
         """Set them anew, the same on all ranks, if they are behind.
 
         Self-supervised models keep theirs: they have no forward but that of
-        training, which may fill a queue, and none is validated.
+        training, which may fill a queue, and none is validated. So do models
+        whose data loader does not tell how large its batches are.
 
         Where EMAHook averages the weights, its model is the one that is
         validated and saved, with the buffers of the student: both get the
@@ -48,6 +48,12 @@ class BatchNormsOfRun:
         if not (self.behind and self.num_images) or is_self_supervised(model):
             return
         self.behind = False
+        loader: Any = runner.train_dataloader
+        if can_draw(loader) and batch_size_of(loader) is None:
+            return  # of batches of another size they would be others
+        batches = calibration_batches(
+            loader, self.num_images, runner.seed or 0, progress=False,
+            or_fewer=True)
         averaging = [hook for hook in runner.hooks
                      if isinstance(hook, EMAHook)]
         # As for a validation: Brevitas's quantizers do not run in a copy.
@@ -56,7 +62,7 @@ class BatchNormsOfRun:
         try:
             with same_randomness():
                 names = reestimate_batch_norms(
-                    model, self._batches(runner), calibration_forward(model))
+                    model, batches, calibration_forward(model))
             for name in names:
                 for buffer in model.get_submodule(name).buffers():
                     broadcast(buffer)
@@ -66,16 +72,6 @@ class BatchNormsOfRun:
         for hook in averaging:
             if not hook.ema_model.update_buffers:  # those of the student
                 _copy_buffers(names, model, hook.ema_model.module)
-
-    def _batches(self, runner: Runner) -> Iterator[Any]:
-        loader: Any = runner.train_dataloader
-        one_by_one = getattr(loader, 'batch_size', None) == 1
-        for batch in calibration_batches(
-                loader, self.num_images, runner.seed or 0, progress=False,
-                or_fewer=True):
-            # A last batch of one image has no variance.
-            if one_by_one or images_in(batch) > 1:
-                yield batch
 
 
 def _copy_buffers(names: list[str], source: nn.Module,

@@ -45,7 +45,7 @@ def calibration_batches(loader: Any, num_images: int, seed: int,
     Raises:
         ValueError: If the training set has fewer images.
     """
-    if _can_draw(loader):
+    if can_draw(loader):
         batches = _drawn(loader, num_images, seed, or_fewer)
     else:
         batches = _first(loader, num_images, or_fewer)
@@ -53,7 +53,7 @@ def calibration_batches(loader: Any, num_images: int, seed: int,
                      disable=not progress)
 
 
-def _can_draw(loader: Any) -> bool:
+def can_draw(loader: Any) -> bool:
     """Whether any sample of the set is one image, got by its number."""
     return (isinstance(loader, DataLoader)
             and not isinstance(loader.dataset, IterableDataset)
@@ -68,14 +68,23 @@ def _drawn(loader: DataLoader, num_images: int, seed: int,
         if not or_fewer:
             raise _too_few(num_images, len(dataset))
         num_images = len(dataset)
+    # A batch sampler may be of any kind: by one image no batch is too large.
+    size = min(batch_size_of(loader) or 1, num_images)
+    if or_fewer and size > 1 and num_images % size == 1:
+        num_images -= 1  # one image alone has no variance
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(dataset), generator=generator)
-    # A batch sampler may be of any kind: by one image no batch is too large.
-    own = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
     return DataLoader(
         Subset(dataset, order[:num_images].tolist()),
-        batch_size=min(own if isinstance(own, int) else 1, num_images),
+        batch_size=size,
         collate_fn=loader.collate_fn)
+
+
+def batch_size_of(loader: DataLoader) -> int | None:
+    """How many images a loader's batches have; None if it does not tell."""
+    own = loader.batch_size or getattr(loader.batch_sampler, 'batch_size',
+                                       None)
+    return own if isinstance(own, int) else None
 
 
 def _first(loader: Any, num_images: int, or_fewer: bool) -> Iterator[Any]:

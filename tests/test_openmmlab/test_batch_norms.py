@@ -6,16 +6,18 @@ import pytest
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import EMAHook
-from mmengine.registry import METRICS
+from mmengine.registry import DATA_SAMPLERS, METRICS
 from mmengine.runner import Runner
 from runs import weights
 from torch import nn
+from torch.utils.data import Sampler
 from toy_runs import (
     At,
     Numbers,
     ToyNet,
     on_gloo,
     on_ranks,
+    register,
     toy_config,
     toy_train,
 )
@@ -115,9 +117,34 @@ def test_on_as_many_images_as_are_asked_for(times, tmp_path, fpq, images):
 def test_without_them_no_image_is_drawn(model, fpq, tmp_path, monkeypatch):
     def draw(*args, **more):
         raise AssertionError('drawn')
+        yield
 
     monkeypatch.setattr(batch_norms, 'calibration_batches', draw)
     toy_train(tmp_path, model, fpq)
+
+
+class Fours(Sampler):
+    """Batches of four, without saying so."""
+
+    def __init__(self, sampler, batch_size=None, drop_last=False):
+        self.sampler = sampler
+
+    def __iter__(self):
+        order = list(self.sampler)
+        return iter([order[n:n + 4] for n in range(0, len(order), 4)])
+
+    def __len__(self):
+        return 10
+
+
+def test_batches_of_a_size_that_is_not_told_set_none(times, tmp_path):
+    """By one image alone the variance would be another, or none."""
+    register(DATA_SAMPLERS, Fours)
+    cfg = toy_config(tmp_path, NormedNet)
+    cfg.train_dataloader.batch_sampler = dict(type='Fours')
+    del cfg.train_dataloader['batch_size']
+    assert times(cfg) == []
+    assert (tmp_path / 'run/epoch_1.pth').exists()
 
 
 def assert_statistics(state, model):
