@@ -52,6 +52,21 @@ MOST_TRACED = sum(TRACED_SIZES)
 
 
 @dataclass(frozen=True)
+class Built:
+    """An ONNX model, and what became of a trained one in it.
+
+    Attributes:
+        model (ir.Model): The checked model.
+        biases (list[Bias]): What became of the biases.
+        moved_weights (int): Weights that are one step from the trained ones.
+    """
+
+    model: ir.Model
+    biases: list[Bias]
+    moved_weights: int
+
+
+@dataclass(frozen=True)
 class TracedModel:
     """A model as torch traced it, from which files are built.
 
@@ -75,7 +90,8 @@ class TracedModel:
     batch_size: int | None
 
     def build(self, integer_biases: bool = True,
-              unsigned_weights: bool = False) -> tuple[ir.Model, list[Bias]]:
+              unsigned_weights: bool = False,
+              clips_weights: bool = False) -> Built:
         """Build the ONNX model.
 
         Args:
@@ -83,9 +99,12 @@ class TracedModel:
                 kernels take them. Defaults to True.
             unsigned_weights (bool): Whether 8-bit weights are uint8 instead
                 of int8. Defaults to False.
+            clips_weights (bool): Whether a weight may be one step from the
+                trained one, so that a batch norm fits into its layer.
+                Defaults to False.
 
         Returns:
-            tuple: The checked ir.Model, and what became of the biases.
+            Built: The model, and what became of biases and weights.
 
         Raises:
             ValueError: If something cannot be exported; the message names it.
@@ -99,7 +118,7 @@ class TracedModel:
         built = _with_needed_opset(built, quantizers, self.target)
         graph = built.graph
         weights = find_weights(graph, quantizers, names, self.target)
-        fold_batch_norm(graph, weights)
+        moved = fold_batch_norm(graph, weights, clips_weights)
         if self.target.fills_weights:
             fill_weights(graph, weights, quantizers, self.target)
         biases = lower_biases(graph, weights, quantizers, names,
@@ -109,7 +128,7 @@ class TracedModel:
         if 'hard_swish' in self.target.joints:
             lower_gates(graph)
         finish_graph(built)
-        return built, biases
+        return Built(built, biases, moved)
 
 
 def trace_model(model: nn.Module,
@@ -177,7 +196,7 @@ def build_onnx(model: nn.Module,
         ValueError: If something cannot be exported; the message names it.
     """
     return trace_model(model, example).build(integer_biases,
-                                             unsigned_weights)[0]
+                                             unsigned_weights).model
 
 
 def _with_needed_opset(model: ir.Model, quantizers: Sequence[Quantizer],

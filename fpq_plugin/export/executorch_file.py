@@ -29,8 +29,6 @@ from .onnx_file import exported_layers
 from .parity import (
     TOLERANCE,
     Batch,
-    Parity,
-    ParityError,
     measure_parity,
     some_images,
 )
@@ -97,7 +95,7 @@ def export_executorch(model: nn.Module,
         run = OpenedContent(content)
         moved = moved_weights(model, example, rules)
         parity, = measure_parity(model, [run], batches)
-        _refuse(parity, tolerance, moved)
+        parity.refuse(tolerance, moved)
         in_float = content_of(lower(build_program(
             model, example, size, quantized=False)))
     times = latencies([run, OpenedContent(in_float)],
@@ -108,18 +106,6 @@ def export_executorch(model: nn.Module,
         (Latency(size, *times), ), exported_layers(model),
         target=rules.title, batch_size=size, kernels=kernels,
         moved_weights=moved)
-
-
-def _refuse(parity: Parity, tolerance: float, moved: int) -> None:
-    try:
-        parity.refuse(tolerance)
-    except ParityError as error:
-        if not moved:
-            raise
-        raise ParityError(
-            f'{error}. {moved} weights are -128, which ExecuTorch does not '
-            'take, and would be -127: train their layers with 7 bits, as by '
-            'first_last_bits=7') from error
 
 
 def check_executorch(model: nn.Module, example: Tensor,

@@ -97,8 +97,8 @@ def export_program(model: nn.Module,
         content = _content_of(program, _notes(model, source or {}))
         run = torch.export.load(io.BytesIO(content)).module()
         parity, = measure_parity(model, [run], batches)
-        parity.refuse(tolerance)
         moved = moved_weights(model, example, rules)
+        parity.refuse(tolerance, moved)
         for size in () if batch_size else OTHER_SIZES:
             compare_batch_of(size, model, run, example, parity)
         in_float = _content_of(

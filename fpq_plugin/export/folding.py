@@ -23,8 +23,9 @@ from .lowering import MARK, Weights, array_of, is_constant, layer_of, number_of
 from .rewriting import add_constant, only_reader, replace_nodes
 
 
-def fold_batch_norm(graph: ir.Graph, weights: Weights) -> None:
-    """Fold batch norms into the convolutions before them, where exact.
+def fold_batch_norm(graph: ir.Graph, weights: Weights,
+                    clips: bool = False) -> int:
+    """Fold batch norms into the convolutions before them.
 
     ``BN(conv(x, q s) + b) = conv(x, q (s |k|) sign(k)) + ...`` with k =
     gamma / sigma: the integers q stay those of training, the step of an
@@ -36,30 +37,39 @@ def fold_batch_norm(graph: ir.Graph, weights: Weights) -> None:
         graph (ir.Graph): The graph, changed in place.
         weights (Weights): The quantized weights, their grids changed in
             place.
+        clips (bool): Whether -q becomes the highest integer instead, where
+            it does not fit. Defaults to False.
+
+    Returns:
+        int: How many weights are so one step from the trained ones.
     """
+    moved = 0
     for conv in [node for node in graph if node.op_type == 'Conv']:
         weight = conv.inputs[1]
         norm = only_reader(conv.outputs[0])
         if weight in weights and norm is not None and (
                 norm.op_type == 'BatchNormalization'
                 and only_reader(weight) is conv):
-            _fold(graph, conv, norm, weights[weight])
+            moved += _fold(graph, conv, norm, weights[weight], clips)
+    return moved
 
 
-def _fold(graph: ir.Graph, conv: ir.Node, norm: ir.Node,
-          grid: IntegerGrid) -> None:
+def _fold(graph: ir.Graph, conv: ir.Node, norm: ir.Node, grid: IntegerGrid,
+          clips: bool) -> int:
     parts = [array_of(value) for value in norm.inputs[1:]]
     if any(part is None for part in parts) or grid.zero_point.any():
-        return
+        return 0
     gamma, beta, mean, variance = (part.astype(np.float64) for part in parts)
     gain = gamma / np.sqrt(variance + norm.attributes['epsilon'].as_float())
-    sign = np.sign(gain).astype(np.int64)
-    weight = grid.weight * sign.reshape(-1, *[1] * (grid.weight.ndim - 1))
     # A step must be positive, also where the channel is constant.
-    step = (grid.step * np.where(sign, np.abs(gain), 1)).astype(np.float32)
-    fits = grid.type.holds(int(weight.min()), int(weight.max()))
-    if not fits or step.min() < np.finfo(np.float32).tiny:
-        return
+    shut = grid.step * np.abs(gain) < np.finfo(np.float32).tiny
+    sign = np.where(shut, 0, np.sign(gain)).astype(np.int64)
+    weight = grid.weight * sign.reshape(-1, *[1] * (grid.weight.ndim - 1))
+    step = (grid.step * np.where(shut, 1, np.abs(gain))).astype(np.float32)
+    high = weight > grid.type.high
+    if high.any() and not clips:
+        return 0
+    weight = np.where(high, grid.type.high, weight)
     bias: Any = array_of(conv.inputs[2]) if len(conv.inputs) > 2 else 0.0
     shift = ((bias - mean) * gain + beta).astype(np.float32)
     grid.weight, grid.step, grid.axis = weight, step, 0
@@ -67,6 +77,7 @@ def _fold(graph: ir.Graph, conv: ir.Node, norm: ir.Node,
     replace_nodes(graph, [conv, norm], [
         ir.node('Conv', [*conv.inputs[:2], add_constant(graph, shift)],
                 conv.attributes)])
+    return int(high.sum())
 
 
 # Of the step that follows: what rounding a bias may shift a value by.

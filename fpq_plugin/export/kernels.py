@@ -111,6 +111,8 @@ def _reason(node: ir.Node, weight: ir.Value) -> str:
         return 'the output is not read by one quantizer alone'
     if behind == ['Add'] and any(map(is_constant, readers[0].inputs)):
         return 'the bias is float'
+    if behind == ['BatchNormalization']:
+        return 'its batch norm cannot be multiplied into its weights'
     if node.op_type == 'Conv' and 'QuantizeLinear' not in behind:
         return 'the output is not quantized'
     if not all(quantized):

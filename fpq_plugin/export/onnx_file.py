@@ -1,8 +1,9 @@
 """A trained model becomes an ONNX file, once onnxruntime has run it.
 
-Two versions are built, with biases as integers and in float. The first that is
-as accurate as the trained model, on real inputs and in batches of several
-sizes, is written; if none is, nothing is. Importing this module needs neither
+Several versions are built, the fastest first: with biases as integers or in
+float, with all batch norms in their layers or not. The first that is as
+accurate as the trained model, on real inputs and in batches of several sizes,
+is written; if none is, nothing is. Importing this module needs neither
 onnx nor onnxruntime, so that a run can look at what it needs before it
 trains.
 """
@@ -39,6 +40,8 @@ from .timing import latencies
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from .build import Built, TracedModel
 
 
 def exported_layers(model: nn.Module) -> tuple[ExportedLayer, ...]:
@@ -172,30 +175,28 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
 
     example, batches = compared_batches(batches, batch_size)
     traced = trace_model(model, example, target, batch_size)
-    # The second has no integer biases, should they cost accuracy.
-    built = [traced.build(integers, unsigned) for integers in (True, False)]
-    if built[0][1] == built[1][1]:
-        del built[1]
-    for file, _ in built:
-        refuse_unfit_for(target, file)
-        add_metadata(file, model, {
+    built = _versions(traced, unsigned)
+    for each in built:
+        refuse_unfit_for(target, each.model)
+        add_metadata(each.model, model, {
             **source, 'target': target.name,
             'batch_size': str(batch_size or 'free')})
-    contents = [content_of(file) for file, _ in built]
+    contents = [content_of(each.model) for each in built]
     opened = opener_of(target)
     # Without its engine a file is computed as it says, in float.
     sessions = [
         opened(content) if opened else open_session(content, unpack=True)
         for content in contents]
     found = measure_parity(model, sessions, batches)
-    best, reason = 0, ''
-    if len(found) > 1 and not found[0].holds(tolerance):
-        best, reason = 1, '; '.join(found[0].faults(tolerance))
-    found[best].refuse(tolerance)
+    best = next((number for number, parity in enumerate(found)
+                 if parity.holds(tolerance)), len(found) - 1)
+    reason = '; '.join(found[0].faults(tolerance)) if (
+        built[best].biases != built[0].biases) else ''
+    found[best].refuse(tolerance, built[best].moved_weights)
     for size in () if batch_size else OTHER_SIZES:
         compare_batch_of(size, model, sessions[best], example, found[best])
     content = contents[best]
-    kernels = [find_kernels(file, content) for (file, _), content in
+    kernels = [find_kernels(each.model, content) for each, content in
                zip(built[:best + 1], contents)] if target.measured else []
     in_float = content_of(build_float_onnx(traced))
     sizes = {batch_size} if batch_size else {
@@ -210,13 +211,27 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
     write_whole(path, lambda file: file.write(content))
     return ExportReport(
         str(path), len(content), len(in_float),
-        built[best][0].opset_imports[''], found[best], tuple(times),
+        built[best].model.opset_imports[''], found[best], tuple(times),
         exported_layers(model),
-        tuple((bias.layer, bias.reason) for bias in built[best][1]), reason,
-        target.title, batch_size,
+        tuple((bias.layer, bias.reason) for bias in built[best].biases),
+        reason, target.title, batch_size,
+        moved_weights=built[best].moved_weights,
         kernels=kernels[-1] if kernels else None,
         lost_kernels=kernels[0].on_integers() - kernels[-1].on_integers()
         if kernels else 0)
+
+
+def _versions(traced: TracedModel, unsigned: bool) -> list[Built]:
+    """The fastest first, and last what costs no accuracy."""
+    clips = 'conv' in traced.target.ends_quantized
+    found: list[Built] = []
+    for integers in (True, False):
+        built = [traced.build(integers, unsigned, clips)]
+        if built[0].moved_weights:
+            built.append(traced.build(integers, unsigned))
+        if not found or built[0].biases != found[0].biases:
+            found += built
+    return found
 
 
 def content_of(model: ir.Model) -> bytes:

@@ -56,18 +56,21 @@ def _fold(graph: GraphModule, norm: Node) -> None:
         variance.double() + norm.args[7]).sqrt()
     shift = ((0 if bias is None else bias) - mean.double()) * gain + (
         0 if beta is None else beta)
+    # A step must be positive; a channel without one has integers of 0.
+    step = _value(graph, steps)
+    shut = step * gain.abs() < torch.finfo(torch.float32).tiny
+    gain = torch.where(shut, 0, gain)
     signed = _value(graph, integers).to(torch.int16)
     signed = signed * gain.sign().to(torch.int16).view(
         -1, *[1] * (signed.dim() - 1))
     if signed.max() > _INT8.max:
         return
-    # A gain of 0 has integers of 0, whatever the step.
-    factor = torch.where(gain == 0, one, gain.abs())
+    factor = torch.where(shut, one, gain.abs())
     low, high = weight.args[4:6]
     if (gain < 0).any():
         low, high = min(low, -high), min(max(high, -low), _INT8.max)
     _set(graph, integers, signed.to(torch.int8))
-    _set(graph, steps, (_value(graph, steps) * factor).float())
+    _set(graph, steps, (step * factor).float())
     weight.args = (*weight.args[:4], low, high, *weight.args[6:])
     place = str(integers.target).rpartition('.')[0]
     graph.get_submodule(place).register_buffer('bias', shift.float())

@@ -99,8 +99,9 @@ class ExportReport:
             Defaults to None, where it does not tell.
         lost_kernels (int): Layers that integer biases would have had computed
             on integers besides, where they were given up. Defaults to 0.
-        moved_weights (int): Weights that the engine has one step higher than
-            the trained model, since it takes no -128. Defaults to 0.
+        moved_weights (int): Weights of -128 that are one step from it in the
+            file, since the engine takes none, or a batch norm of negative
+            gain has made them 128. Defaults to 0.
         unseen (str): What the comparison did not see, where the file is not
             run in what it is for. Defaults to ''.
     """
@@ -175,8 +176,9 @@ class ExportReport:
             found.append(self.unseen or 'checked against the rules of '
                          f'{self.target}, and not run in it')
         if self.moved_weights:
-            found.append(f'{self.moved_weights} weights are -128, which '
-                         f'{self.target} does not take, and -127 in the file')
+            found.append(f'{self.moved_weights} weights of -128 are one step '
+                         f'from it in the file, so that {self.target} '
+                         'computes their layers on integers')
         if self.batch_size is not None:
             found.append(f'takes batches of {self.batch_size} alone')
         return found

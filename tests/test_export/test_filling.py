@@ -17,7 +17,7 @@ from fpq_plugin.targets import ONNXRUNTIME
 
 def stored_weights(model, x):
     """Integers, steps and zero points of a file's weights, in its order."""
-    built, _ = trace_model(model, x, ONNXRUNTIME).build()
+    built = trace_model(model, x, ONNXRUNTIME).build().model
     found = []
     for node in built.graph:
         if node.op_type == 'DequantizeLinear' and len(node.inputs) == 3 and (
@@ -65,9 +65,9 @@ def test_four_bits_saturate_nowhere(saturates, tmp_path):
         model = quantized(net(), x, weight=dict(bits=weight),
                           activation=dict(bits=activation),
                           first_last_bits=None)
-        built, _ = trace_model(model, x, ONNXRUNTIME).build(
+        built = trace_model(model, x, ONNXRUNTIME).build(
             unsigned_weights=saturates)
-        ir.save(built, path)
+        ir.save(built.model, path)
         return {kind for kind in weights_of(path)[1] if kind != 'INT32'}
 
     assert kinds(4, 4) == kinds(4, 8) == kinds(8, 4) == {'INT8'}

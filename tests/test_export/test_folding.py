@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from fpq_plugin import add_joints, calibrate, convert
 from fpq_plugin.export import export_onnx
 
 BITS = st.integers(2, 8)
@@ -46,6 +47,54 @@ def test_batch_norm_is_folded_where_exact(tmp_path_factory, bits, bias,
     signs = torch.sign(model[1].weight).view(-1, 1, 1, 1)
     assert torch.equal(integers, (trained * signs if fits else
                                   trained).long())
+
+
+@pytest.mark.parametrize(('bits', 'gain', 'share'), [
+    (4, -1.5, 0.2), (4, 1e-42, 0.2), (8, -1.5, 0.2), (8, 1e-42, 0.2),
+    (8, -1.5, 1.0)])
+def test_a_batch_norm_costs_no_integer_kernel(bits, gain, share, tmp_path):
+    """Of a residual branch: its gains start at 0, and get any sign.
+
+    So -128 becomes 128, which int8 has not, and a step can be none at all.
+    Where -127 in its place costs accuracy, the batch norm stays.
+    """
+    torch.manual_seed(0)
+    x = torch.randn(40, 3, 8, 8)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.Conv2d(6, 6, 1), nn.Flatten(), nn.Linear(216, 4)).eval()
+    with torch.no_grad():
+        model[0].weight[:, 0, 0, 0] = -share  # the lowest of all
+        model[1].weight[:3] = gain
+        model[1].bias[3:] = 0.1
+    weight = dict(type='LSQFakeQuantize', bits=bits)
+    convert(model, weight=weight, first_last_bits=None)
+    add_joints(model, x)
+    calibrate(model, [x])
+    with torch.no_grad():
+        model[0].weight_quantizer.scale.mul_(0.98)  # -128 for sure
+        lowest = -128 if bits == 8 else -8
+        integers = model[0].weight_quantizer(model[0].weight) / (
+            model[0].weight_quantizer.step().view(-1, 1, 1, 1))
+        assert (integers.round().flatten(1).min(1).values == lowest).all()
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(model, path, [(x, None)], target='onnxruntime')
+    stays, unfit = share == 1, gain < -1 and bits == 8
+    assert ('BatchNormalization' in [
+        node.op_type for node in onnx.load(path).graph.node]) == stays
+    assert report.kernels.on_integers() == 3 - stays
+    assert report.moved_weights == 3 * (unfit and not stays)
+    assert ('its batch norm cannot be multiplied into its weights (1: 0)'
+            in str(report)) == stays
+    with torch.no_grad():
+        expected = model(x)
+    spread = expected.std()
+    assert (answers(path, x) - expected).abs().mean() < 0.02 * spread
+    # Without a target nothing is moved.
+    report = export_onnx(model, path, [(x, None)])
+    assert report.moved_weights == 0
+    assert ('BatchNormalization' in [
+        node.op_type for node in onnx.load(path).graph.node]) == (gain < -1)
 
 
 def test_biases_are_float_where_integers_cost_accuracy(tmp_path):

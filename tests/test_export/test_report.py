@@ -83,6 +83,6 @@ def test_moved_weights_are_told(report):
     text, = [each for each in replace(report, moved_weights=3,
                                       target='Mine').warnings()
              if 'weights' in each]
-    assert text == ('3 weights are -128, which Mine does not take, and -127 '
-                    'in the file')
+    assert text == ('3 weights of -128 are one step from it in the file, so '
+                    'that Mine computes their layers on integers')
     assert replace(report, moved_weights=3).as_dict()['moved_weights'] == 3
