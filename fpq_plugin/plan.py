@@ -36,6 +36,7 @@ from .options import (
     resolve,
 )
 from .perturbation import NoiseClock
+from .quantizers.grid import MAX_BITS
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -108,7 +109,7 @@ def _quantize_layers(model: nn.Module, recipe: Recipe,
                          'every layer')
     # All quantizers are built before the first swap: an error changes nothing.
     built = {
-        name: _build(name, layers[name], kinds[name], plan, backend)
+        name: _build(name, layers[name], kinds[name], plan, recipe)
         for name, (plan, _) in plans.items()
     }
     _warn_of_branches({
@@ -198,8 +199,9 @@ def _quantizes(plan: Mapping[str, Any]) -> bool:
 
 
 def _build(name: str, layer: nn.Module, kind: type[QuantizedLayer],
-           plan: dict[str, Any], backend: Backend) -> tuple:
+           plan: dict[str, Any], recipe: Recipe) -> tuple:
     """The layer's weight quantizer, input quantizer and perturbation."""
+    backend = get_backend(recipe.backend)
 
     def part(key: str, **defaults: Any) -> nn.Module | None:
         if plan[key] is None:
@@ -209,7 +211,8 @@ def _build(name: str, layer: nn.Module, kind: type[QuantizedLayer],
 
     axis = kind.weight_axis
     weight = part('weight', symmetric=True, per_channel=True, ch_axis=axis,
-                  num_channels=read_weight(layer).shape[axis])
+                  num_channels=read_weight(layer).shape[axis],
+                  narrow_range=_is_narrow(plan['weight'], recipe))
     activation = part('activation')
     if getattr(activation, 'is_per_channel', False):
         raise ValueError(f'activation of {name}: per_channel is for weights; '
@@ -218,6 +221,20 @@ def _build(name: str, layer: nn.Module, kind: type[QuantizedLayer],
     if perturbation and not (weight if perturbation.of_weight else activation):
         perturbation = None
     return weight, activation, perturbation
+
+
+def _is_narrow(weight: Mapping[str, Any] | None, recipe: Recipe) -> bool:
+    """Whether a weight's lowest integer is left out for an engine.
+
+    It would have no opposite in int8, so that a batch norm of negative gain
+    could not go into the weight, and some engines do not take it at all.
+    """
+    if weight is None or recipe.target is None:
+        return False
+    signed = weight.get('signed')
+    if signed is None:
+        signed = weight.get('symmetric', True)
+    return bool(signed) and weight.get('bits', MAX_BITS) == MAX_BITS
 
 
 def _quantize_attention(model: nn.Module, recipe: Recipe,

@@ -63,7 +63,8 @@ def _check_part(key: str, part: str, cfg: dict | None,
     """Refuse a component's config that cannot be built, or not for this."""
     if cfg is None:
         return
-    built = build(key, cfg, backend.registry(part))
+    built = build(key, cfg, backend.registry(part),
+                  **(dict(symmetric=True) if part == 'weight' else {}))
     if part in ('activation', 'joints') and built.for_weights_only:
         raise ValueError(f'{key}.type: {cfg["type"]} is for weights; take '
                          'another one for activations')

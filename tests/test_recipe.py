@@ -17,6 +17,7 @@ from fpq_plugin import (
     Recipe,
     StochasticFeaturePerturbation,
 )
+from fpq_plugin.targets import known_targets
 
 
 def model():
@@ -274,3 +275,26 @@ def test_a_wrong_value_stops_the_runner_and_leaves_the_work_dir(
         Runner.from_cfg(cfg)
     assert (folder / 'epoch_1.pth').read_bytes() == b'kept'
     assert not list(folder.glob('*.py'))
+
+
+@pytest.mark.parametrize('backend', ['torch_ao', 'brevitas'])
+@pytest.mark.parametrize('target', [None, *known_targets()])
+def test_weights_for_an_engine_have_no_lowest_integer(backend, target):
+    """-128 has no opposite, which a batch norm of negative gain asks for."""
+    options = dict(backend=backend, target=target, activation=dict(
+        bits=8, symmetric=True), first_last_bits=None)
+
+    def ranges(**weight):
+        model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1))
+        Recipe(weight=weight, overrides={'1': dict(weight=dict(bits=4))},
+               **options).convert(model)
+        assert model[0].input_quantizer.quant_min == -128
+        return [(layer.weight_quantizer.quant_min,
+                 layer.weight_quantizer.quant_max) for layer in model]
+
+    low = -128 if target is None else -127
+    assert ranges(bits=8) == [(low, 127), (-8, 7)]
+    assert ranges(bits=8, narrow_range=False) == [(-128, 127), (-8, 7)]
+    assert ranges(bits=8, narrow_range=True) == [(-127, 127), (-7, 7)]
+    if target in (None, 'onnxruntime', 'openvino'):
+        assert ranges(bits=8, symmetric=False) == [(0, 255), (0, 15)]

@@ -137,9 +137,22 @@ class Powers(LSQFakeQuantize):
 def test_a_users_quantizer_is_described_by_its_options():
     two, three = (describe(Powers(base=base)) for base in (2, 3))
     assert two == dict(type='Powers', bits=8, per_channel=False,
-                       symmetric=False, signed=False, base=2)
+                       symmetric=False, signed=False, narrow_range=False,
+                       base=2)
     assert differences(two, three) == ('base=2', 'base=3')
     assert differences(dict(bits=8), three) is None
+
+
+def test_what_was_stored_before_narrow_ranges_had_none():
+    narrow = describe(LSQFakeQuantize(symmetric=True, narrow_range=True))
+    old = {key: value for key, value in narrow.items()
+           if key != 'narrow_range'}
+    assert differences(old, narrow) == ('narrow_range=False',
+                                        'narrow_range=True')
+    assert differences(old, {**narrow, 'narrow_range': False}) is None
+    # As of a state dict whose metadata is lost.
+    assert differences({}, narrow) is None
+    assert differences(dict(bits=8), narrow) is None
 
 
 def test_weights_of_fpq_do_not_go_into_a_float_model():

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from .._compat.torch_ao import FakeQuantizeBase
 from .fake_quantize_function import STEP_FLOOR, fake_quantize
-from .grid import MAX_BITS, OBSERVERS, Grid, Stage, fill_zeros, mse_range
+from .grid import (
+    MAX_BITS,
+    OBSERVERS,
+    Grid,
+    Stage,
+    fill_zeros,
+    integer_range,
+    mse_range,
+)
 from .quantizer import Quantizer, lasting
 
 
@@ -34,6 +42,9 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
         num_channels (int, optional): Number of channels, if ``per_channel``.
             Defaults to None: taken from the first tensor (the torch.ao
             ``QConfig`` case, where the constructor cannot know it).
+        narrow_range (bool): Whether signed integers leave the lowest out and
+            are ``+-(2^(q-1) - 1)``, as engines like weights. Defaults to
+            False.
         observer (str): What a tensor's range is in calibration: 'min_max',
             the paper's (4) and (5), or 'mse', the share of it that is
             quantized with the least mean squared error, which 2-bit
@@ -48,8 +59,9 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
             step, so that integer formats can hold them. Defaults to True.
 
     Raises:
-        ValueError: If ``bits`` is not an integer of 2 to 8, or
-            ``num_channels`` is not positive, or ``observer`` unknown.
+        ValueError: If ``bits`` is not an integer of 2 to 8,
+            ``num_channels`` is not positive, ``observer`` unknown, or
+            ``narrow_range`` asked for unsigned integers.
     """
 
     integer_zero_point = True
@@ -65,6 +77,7 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
                  ch_axis: int = 0,
                  num_channels: int | None = None,
                  observer: str = 'min_max',
+                 narrow_range: bool = False,
                  factory_kwargs: dict | None = None) -> None:
         device = (factory_kwargs or {}).get('device')
         super().__init__(bits, device)
@@ -79,8 +92,9 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
         self.signed = symmetric if signed is None else signed
         self.is_per_channel = per_channel
         self.ch_axis = ch_axis if per_channel else -1
-        self.quant_min = -2**(bits - 1) if self.signed else 0
-        self.quant_max = self.quant_min + 2**bits - 1
+        self.narrow_range = narrow_range
+        self.quant_min, self.quant_max = integer_range(bits, self.signed,
+                                                       narrow_range)
         self.dtype = torch.qint8 if self.signed else torch.quint8
         kind = 'channel' if per_channel else 'tensor'
         self.qscheme = getattr(

@@ -16,6 +16,8 @@ _NOT_OF_MEANING = frozenset([
     'num_channels', 'observer', 'per_channel', 'signed', 'symmetric',
     'weight_decay'
 ])
+# What quantizers did before they told it.
+_BEFORE = dict(narrow_range=False)
 KEY = 'fpq'
 """Where a state dict's metadata has a quantizer's description."""
 
@@ -66,6 +68,7 @@ def differences(stored: Mapping[str, Any],
     Returns:
         tuple | None: What to say of each.
     """
+    stored = {**_BEFORE, **stored} if 'type' in stored else stored
     other = [key for key in own if key in stored and stored[key] != own[key]]
     if not other:
         return None

@@ -80,6 +80,24 @@ def check_bits(bits: int) -> None:
                          f'{MAX_BITS}, got {bits!r}')
 
 
+def integer_range(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
+    """The lowest and the highest integer of a quantizer.
+
+    Args:
+        bits (int): Its bits q.
+        signed (bool): ``[-2^(q-1), 2^(q-1)-1]`` instead of ``[0, 2^q-1]``.
+        narrow (bool): Whether the lowest of signed ones is left out.
+
+    Raises:
+        ValueError: If ``narrow`` is asked for unsigned integers.
+    """
+    if narrow and not signed:
+        raise ValueError('narrow_range leaves out the lowest of signed '
+                         'integers, and these are unsigned')
+    low = -2**(bits - 1) if signed else 0
+    return low + narrow, low + 2**bits - 1
+
+
 # -- ranges: shrunk to the least error, and those of zeros ----------------
 
 OBSERVERS = ('min_max', 'mse')

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._compat.torch_ao import require_torch_ao
 from .._compat.tracing import is_exporting
-from .grid import Grid, Stage, fill_zeros
+from .grid import Grid, Stage, fill_zeros, integer_range
 from .quantizer import Quantizer, lasting
 
 
@@ -33,10 +33,13 @@ class TorchAOFakeQuantize(Quantizer):
             ``per_channel``. Defaults to None.
         averaging_constant (float): Weight of a new tensor's range in the
             average. Defaults to 0.01.
+        narrow_range (bool): As for :class:`BaseFakeQuantize`. Defaults to
+            False.
 
     Raises:
-        ValueError: If ``bits`` is not an integer of 2 to 8, or
-            ``averaging_constant`` is not in (0, 1].
+        ValueError: If ``bits`` is not an integer of 2 to 8,
+            ``averaging_constant`` is not in (0, 1], or ``narrow_range`` asked
+            for without ``symmetric``.
         ImportError: If this torch has no ``torch.ao.quantization``.
 
     Examples:
@@ -53,7 +56,8 @@ class TorchAOFakeQuantize(Quantizer):
                  per_channel: bool = False,
                  ch_axis: int = 0,
                  num_channels: int | None = None,
-                 averaging_constant: float = 0.01) -> None:
+                 averaging_constant: float = 0.01,
+                 narrow_range: bool = False) -> None:
         require_torch_ao(
             type(self).__name__, 'leave type out for the default one, or take '
             "another one, such as 'LSQFakeQuantize'")
@@ -66,8 +70,9 @@ class TorchAOFakeQuantize(Quantizer):
         self.symmetric = self.signed = symmetric
         self.is_per_channel = per_channel
         self.ch_axis = ch_axis if per_channel else -1
-        self.quant_min = -2**(bits - 1) if symmetric else 0
-        self.quant_max = self.quant_min + 2**bits - 1
+        self.narrow_range = narrow_range
+        self.quant_min, self.quant_max = integer_range(bits, symmetric,
+                                                       narrow_range)
         kind = 'channel' if per_channel else 'tensor'
         scheme = 'symmetric' if symmetric else 'affine'
         options = dict(ch_axis=ch_axis) if per_channel else {}

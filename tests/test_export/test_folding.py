@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fpq_plugin import add_joints, calibrate, convert
+from fpq_plugin import Recipe, add_joints, calibrate, convert
 from fpq_plugin.export import export_onnx
 
 BITS = st.integers(2, 8)
@@ -95,6 +95,27 @@ def test_a_batch_norm_costs_no_integer_kernel(bits, gain, share, tmp_path):
     assert report.moved_weights == 0
     assert ('BatchNormalization' in [
         node.op_type for node in onnx.load(path).graph.node]) == (gain < -1)
+
+
+@pytest.mark.parametrize('backend', ['torch_ao', 'brevitas'])
+def test_weights_trained_for_an_engine_take_any_batch_norm(backend, tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(40, 3, 8, 8)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.Conv2d(6, 6, 1), nn.Flatten(), nn.Linear(216, 4)).eval()
+    with torch.no_grad():
+        model[0].weight[:, 0, 0, 0] = -1.
+        model[1].weight.fill_(-1.5)
+    Recipe(bits='w8a8', backend=backend, target='onnxruntime').convert(model)
+    add_joints(model, x)
+    calibrate(model, [x])
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(model, path, [(x, None)], target='onnxruntime')
+    assert report.moved_weights == 0
+    assert report.kernels.on_integers() == 3
+    with torch.no_grad():
+        assert_same(answers(path, x), model(x))
 
 
 def test_biases_are_float_where_integers_cost_accuracy(tmp_path):

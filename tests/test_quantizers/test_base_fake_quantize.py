@@ -15,6 +15,7 @@ from fpq_plugin.quantizers import (
     LSQFakeQuantize,
     PACTFakeQuantize,
     Stage,
+    TorchAOFakeQuantize,
 )
 from fpq_plugin.quantizers.grid import mse_range, weight_to_come
 
@@ -53,6 +54,36 @@ def test_no_share_of_the_range_has_a_smaller_error(seed, bits, symmetric,
         error_64(values, bits, min(values) * k / 64, max(values) * k / 64,
                  symmetric) for k in range(1, 65))
     assert found <= least * (1 + 1e-4) + 1e-12
+
+
+@pytest.mark.parametrize('kind', [LSQFakeQuantize, LogLSQFakeQuantize,
+                                  TorchAOFakeQuantize])
+@given(bits=st.integers(2, 8), seed=st.integers(0, 2**31))
+def test_a_narrow_range_has_no_lowest_integer(kind, bits, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(5, 40, generator=generator)
+    quantizer = kind(bits, symmetric=True, per_channel=True, num_channels=5,
+                     narrow_range=True)
+    quantizer.observe(x)
+    quantizer.initialize()
+    found = quantizer.eval()(x).detach()
+    step = quantizer.step()
+    assert torch.allclose(step, x.abs().amax(1) / (2**(bits - 1) - 1))
+    most = 2**(bits - 1) - 1
+    expected = torch.fake_quantize_per_channel_affine(
+        x, step, torch.zeros(5, dtype=torch.int32), 0, -most, most)
+    assert torch.allclose(found, expected)
+    integers = torch.round(found / step[:, None])
+    assert integers.abs().max() == most  # the range is that of the data
+    # Which is what trained steps clip.
+    far = torch.round(quantizer(-9 * x.abs()).detach() / step[:, None])
+    assert far.min() == -most
+
+
+@pytest.mark.parametrize('kind', [LSQFakeQuantize, TorchAOFakeQuantize])
+def test_unsigned_integers_have_no_narrow_range(kind):
+    with pytest.raises(ValueError, match='narrow_range leaves out the lowest'):
+        kind(narrow_range=True)
 
 
 def test_each_channel_has_its_own_share():
