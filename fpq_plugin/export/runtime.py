@@ -43,6 +43,8 @@ def open_session(model: bytes, unpack: bool = False) -> Run:
     options.intra_op_num_threads = torch.get_num_threads()
     # Initializers of weights that fused away are no news.
     options.log_severity_level = 3
+    # Idle threads that wait actively take the cores from whoever runs next.
+    options.add_session_config_entry('session.force_spinning_stop', '1')
     if unpack:
         options.add_session_config_entry('session.disable_quant_qdq', '1')
     session = onnxruntime.InferenceSession(

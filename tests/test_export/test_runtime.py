@@ -121,6 +121,25 @@ def test_without_its_engine_a_file_is_checked(x, monkeypatch, tmp_path):
     assert 'the rules of OpenVINO, and not run in it' in str(report)
 
 
+@pytest.mark.parametrize('unpack', [False, True])
+def test_sessions_that_are_timed_in_turn_leave_the_cores(model, x, unpack,
+                                                         monkeypatch):
+    """Or one's waiting threads make the next one slow, and ratios wrong."""
+    content = ir.to_proto(build_onnx(model, x)).SerializeToString()
+    opened = []
+
+    class Session(onnxruntime.InferenceSession):
+
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            opened.append(self.get_session_options())
+
+    monkeypatch.setattr(onnxruntime, 'InferenceSession', Session)
+    runtime.open_session(content, unpack)
+    assert opened[0].get_session_config_entry(
+        'session.force_spinning_stop') == '1'
+
+
 def test_this_onnxruntime_multiplies_rightly():
     assert not multiplies_wrongly()
 
