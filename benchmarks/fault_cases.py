@@ -29,7 +29,6 @@ class Case:
     kind: str
     moment: str
     variant: str = 'plain'
-    mim: bool = False
     fault: dict | None = None
     act: Callable[[Process, Path, float], None] | None = None
     # Before the run, after it, and before the resume.
@@ -191,20 +190,19 @@ def cases(rng: random.Random, sizes: dict[str, int],
           root: bool) -> Iterator[Case]:
     """All cases; ``sizes`` are those of the undisturbed run's files."""
     checkpoint, teacher = sizes[LAST], sizes['teacher']
-    for i, variant in enumerate(
-            ['plain', 'plain', 'plain', 'brevitas', 'brevitas', 'average',
-             'keep one', 'keep one', 'save best', 'export']):
+    for variant in ['plain', 'plain', 'plain', 'brevitas', 'brevitas',
+                    'average', 'keep one', 'keep one', 'save best', 'export']:
         share = rng.uniform(0.3, 0.97)
         yield Case('kill at a random moment', f'{share:.0%} of the run',
-                   variant, mim=i == 0, act=kill_after(share))
+                   variant, act=kill_after(share))
 
     kind = 'kill while a checkpoint is written'
-    for i, (variant, name) in enumerate([
+    for variant, name in [
             ('plain', 'epoch_2.pth'), ('plain', 'epoch_1.pth'),
             ('keep one', 'epoch_2.pth'), ('keep one', LAST),
-            ('brevitas', 'epoch_2.pth'), ('average', LAST)]):
+            ('brevitas', 'epoch_2.pth'), ('average', LAST)]:
         size = rng.randrange(checkpoint)
-        yield Case(kind, f'byte {size:,} of {name}', variant, mim=i == 0,
+        yield Case(kind, f'byte {size:,} of {name}', variant,
                    fault=at('open', name, 'cut', bytes=size))
     size = rng.randrange(checkpoint)
     yield Case(kind, f'byte {size:,} of epoch_1.pth, saved again',
@@ -231,18 +229,18 @@ def cases(rng: random.Random, sizes: dict[str, int],
                    'keep one', act=kill_when_seen(name, delay))
 
     kind = "kill while the teacher's file is written"
-    for i in range(3):
+    for _ in range(3):
         size = rng.randrange(teacher)
-        yield Case(kind, f'byte {size:,}', mim=i == 0,
+        yield Case(kind, f'byte {size:,}',
                    fault=at('open', 'fpq_teacher_*.pth', 'cut', bytes=size))
     yield Case(kind, 'before it gets its name',
                fault=at('os.rename', 'fpq_teacher_*.pth'))
     yield Case(kind, 'seen', act=kill_when_seen('fpq_teacher_*', 0))
 
     kind = 'kill while the export is written'
-    for i in range(2):
+    for _ in range(2):
         size = rng.randrange(sizes['model.onnx'])
-        yield Case(kind, f'byte {size:,}', 'export', mim=i == 0,
+        yield Case(kind, f'byte {size:,}', 'export',
                    fault=at('open', 'model.onnx', 'cut', bytes=size))
     yield Case(kind, 'before it gets its name', 'export',
                fault=at('os.rename', 'model.onnx'))
@@ -250,7 +248,7 @@ def cases(rng: random.Random, sizes: dict[str, int],
 
     kind = 'a limit on file sizes'
     for i, size in enumerate((teacher // 2, (teacher + checkpoint) // 2)):
-        yield Case(kind, f'{size:,} bytes', mim=i == 1,
+        yield Case(kind, f'{size:,} bytes',
                    fault=at('open', 'fpq_teacher_*.pth' if not i else
                             'epoch_2.pth', 'refuse', bytes=size),
                    says=f'{"epoch_2" if i else "fpq_teacher"}.*was not '
@@ -262,12 +260,11 @@ def cases(rng: random.Random, sizes: dict[str, int],
             free = rng.randrange(1, teacher + 3 * checkpoint)
             yield Case(kind, f'{free:,} bytes free',
                        ['plain', 'plain', 'keep one', 'save best', 'export',
-                        'plain'][i], mim=i == 0,
-                       prepare=full_disk(free), mend=release,
+                        'plain'][i], prepare=full_disk(free), mend=release,
                        says='No space left')
         kind = 'read-only work directory'
-        for mim in (True, False):
-            yield Case(kind, 'from the start', mim=mim, prepare=read_only,
+        for variant in ('plain', 'average'):
+            yield Case(kind, 'from the start', variant, prepare=read_only,
                        mend=release, says='Read-only file system')
         for name, variant in (('last_checkpoint', 'plain'),
                               ('epoch_2.pth', 'keep one'),
@@ -277,11 +274,10 @@ def cases(rng: random.Random, sizes: dict[str, int],
                        mend=release, says='not permitted.*')
 
     kind = 'truncated last checkpoint'
-    for i in range(3):
+    for _ in range(3):
         share = rng.uniform(0, 1)
-        yield Case(kind, f'to {share:.0%}', mim=i == 0,
-                   fault=at('open', LAST), refuses=WHOLE_ONE,
-                   damage=truncate('epoch_2.pth', share),
+        yield Case(kind, f'to {share:.0%}', fault=at('open', LAST),
+                   refuses=WHOLE_ONE, damage=truncate('epoch_2.pth', share),
                    may_break=('epoch_2.pth', ))
     yield Case(kind, 'to 0 bytes', 'brevitas', fault=at('open', LAST),
                damage=truncate('epoch_2.pth', 0), refuses=WHOLE_ONE,
@@ -301,11 +297,11 @@ def cases(rng: random.Random, sizes: dict[str, int],
                may_break=('fpq_teacher*', ))
 
     kind = 'checkpoint of release 0.1.0'
-    for backend, mim in (('torch_ao', True), ('brevitas', False)):
+    for backend in ('torch_ao', 'brevitas'):
         size = rng.randrange(checkpoint)
         prepare = from_release(backend)
         yield Case(kind, f'then kill at byte {size:,} of {LAST}',
-                   f'old {backend}', mim=mim, prepare=prepare,
+                   f'old {backend}', prepare=prepare,
                    fault=at('open', LAST, 'cut', bytes=size))
         yield Case(kind, 'then kill before epoch_2.pth', f'old {backend}',
                    prepare=prepare, fault=at('open', 'epoch_2.pth'))
@@ -314,20 +310,19 @@ def cases(rng: random.Random, sizes: dict[str, int],
                fault=at('open', 'epoch_2.pth'),
                damage=truncate('epoch_1.pth', 0.5),
                refuses=NO_WHOLE_ONE,
-               may_break=('epoch_1.pth', 'last_checkpoint'), ends_as='plain')
+               may_break=('epoch_1.pth', 'last_checkpoint'), ends_as='paper')
 
     kind = 'a data loader worker dies'
-    for i in range(3):
+    for _ in range(3):
         delay = rng.uniform(0, 0.2)
         seen = f'epoch_{rng.randrange(1, EPOCHS)}.pth'
         yield Case(kind, f'{delay * 1e3:.0f} ms after {seen}', 'workers',
-                   mim=i == 0, act=kill_part(seen, delay),
-                   says='DataLoader worker')
+                   act=kill_part(seen, delay), says='DataLoader worker')
 
     kind = 'one of two ranks dies'
-    for i, mim in enumerate((True, False, False, False)):
+    for i in range(4):
         delay = rng.uniform(0, 0.3)
         seen = f'epoch_{rng.randrange(1, EPOCHS)}.pth'
         yield Case(kind, f'rank {i % 2}, {delay * 1e3:.0f} ms after {seen}',
-                   'two ranks', mim=mim, act=kill_part(seen, delay, i % 2),
+                   'two ranks', act=kill_part(seen, delay, i % 2),
                    says='.')

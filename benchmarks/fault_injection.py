@@ -9,10 +9,10 @@ the undisturbed run, bit for bit, or say in its last line which file or option
 is wrong and what to do, and end so once that is done. Nothing half-written
 may stand under a final name, and no finished checkpoint may be lost.
 
-At least one case of each kind runs ``mim train`` as a user does; the others
-start the same Runner in a process forked from one that has imported torch.
-Full disks and folders that cannot be written need root (tmpfs, chattr);
-without it they are left out, and the table says so.
+Each run and resume is a ``mim train`` of its own, as a user's; ``--fork``, for
+a quick look, starts the same Runner in a process forked from one that has
+imported torch. Full disks and folders that cannot be written need root (tmpfs,
+chattr); without it they are left out, and the table says so.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from fault_cases import KINDS, Case, cases, from_release
@@ -50,8 +50,8 @@ class Reference:
 class Checker:
     """Runs cases, and holds them against the undisturbed runs."""
 
-    def __init__(self, runs: Runs) -> None:
-        self.runs = runs
+    def __init__(self, runs: Runs, mim: bool) -> None:
+        self.runs, self.mim = runs, mim
         self._references: dict[str, Reference] = {}
         self._configs: dict[str, Path] = {}
 
@@ -67,7 +67,7 @@ class Checker:
             started = time.monotonic()
             process = self.runs.start(
                 self._configs[variant], work, resume,
-                ranks=2 if variant == 'two ranks' else 1)
+                2 if variant == 'two ranks' else 1)
             if process.wait():
                 sys.exit('\n'.join(process.said()[-30:]))
             sizes = {p.name: p.stat().st_size for p in work.glob('*.*')}
@@ -136,7 +136,6 @@ class Checker:
             faults.append(f'left behind: {", ".join(parts)}')
         return dict(
             kind=case.kind, moment=case.moment, run=case.variant,
-            through='mim train' if case.mim else 'fork',
             left=left.describe(), run_said=said, resume_said=resume_said,
             outcome=f'FAULT: {"; ".join(faults)}' if faults else outcome,
             good=not faults)
@@ -175,7 +174,7 @@ class Checker:
             config = self.runs.config(case.variant, **{
                 key: str(self.runs.teacher) if value == 'FP' else value
                 for key, value in way_out.items()})
-        return self.runs.start(config, work, resume, case.mim, case.ranks,
+        return self.runs.start(config, work, resume, case.ranks, self.mim,
                                fault)
 
 
@@ -233,7 +232,7 @@ def main() -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix='fpq_faults_') as folder:
         runs = Runs(Path(folder))
-        checker = Checker(runs)
+        checker = Checker(runs, mim=not args.fork)
         sizes = {**checker.reference('plain').sizes, 'model.onnx':
                  checker.reference('export').sizes['model.onnx']}
         root = can_mount(Path(folder))
@@ -243,14 +242,12 @@ def main() -> None:
                       tuple(args.only))]
         rows = []
         for number, case in enumerate(chosen, 1):
-            if args.fork:
-                case = replace(case, mim=False)
             row = checker.check(case, Path(folder) / f'run_{number}')
             rows.append({key: str(value).replace(folder, '').strip()
                          if isinstance(value, str) else value
                          for key, value in row.items()})
             print(f'[{number}/{len(chosen)}] {row["kind"]}, {row["moment"]} '
-                  f'({row["run"]}, {row["through"]}), {row["seconds"]} s: '
+                  f'({row["run"]}), {row["seconds"]} s: '
                   f'{row["outcome"]}', flush=True)
             for said in filter(None, (row['run_said'], row['resume_said'])):
                 print(f'    {said}', flush=True)
@@ -282,17 +279,15 @@ def write(folder: Path, rows: list[dict], seed: int, root: bool,
     (folder / 'fault_injection.json').write_text(
         json.dumps(report, indent=1) + '\n')
     good = sum(row['good'] for row in rows)
-    mim = sum(row['through'] == 'mim train' for row in rows)
     lines = [
-        f'{good} of {len(rows)} injections ended as they should, {mim} of '
-        f'them through `mim train`; seed {seed}, {seconds / 60:.0f} minutes.',
+        f'{good} of {len(rows)} injections ended as they should, all through '
+        f'`mim train`; seed {seed}, {seconds / 60:.0f} minutes.',
         *([] if root else ['', 'Without root: no full disk, no read-only '
                            'work directory.']), '',
         '| kind | moment | run | left | the run said | the resume said | '
         'outcome |', '|---|---|---|---|---|---|---|']
     for row in rows:
-        run = row['run'] + (' (mim)' if row['through'] != 'fork' else '')
-        cells = (row['kind'], row['moment'], run, row['left'],
+        cells = (row['kind'], row['moment'], row['run'], row['left'],
                  row['run_said'], row['resume_said'], row['outcome'])
         lines.append('| ' + ' | '.join(
             cell.replace('|', r'\|') for cell in cells) + ' |')

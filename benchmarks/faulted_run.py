@@ -43,6 +43,7 @@ TINY = {
 }
 PERTURBED = {'default_hooks.fpq.perturbation.p': 0.5}
 KEEP_ONE = {'default_hooks.checkpoint.max_keep_ckpts': 1}
+PAPER = {'default_hooks.fpq.preset': 'paper'}
 BREVITAS = {'default_hooks.fpq.backend': 'brevitas'}
 VARIANTS: dict[str, dict] = {
     'plain': {},
@@ -54,8 +55,10 @@ VARIANTS: dict[str, dict] = {
     'workers': {'train_dataloader.num_workers': 1,
                 'train_dataloader.persistent_workers': True},
     'two ranks': {'train_dataloader.batch_size': 50},
-    'old torch_ao': {},
-    'old brevitas': BREVITAS,
+    # Release 0.1.0 knew that preset alone.
+    'paper': PAPER,
+    'old torch_ao': PAPER,
+    'old brevitas': {**PAPER, **BREVITAS},
 }
 
 
@@ -196,7 +199,7 @@ class Runs:
         return path
 
     def start(self, config: Path, work: Path, resume: str | None = None,
-              mim: bool = False, ranks: int = 1,
+              ranks: int = 1, mim: bool = False,
               fault: dict | None = None) -> Process:
         """Start a run; ``resume`` is 'auto' or a checkpoint."""
         self._number += 1

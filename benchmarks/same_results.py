@@ -25,6 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
+import fpq_plugin
+
 DIGITS = {
     'train_dataloader.dataset.pipeline': [dict(type='PackInputs')],
     'train_dataloader.batch_size': 100,
@@ -145,6 +147,9 @@ def run(name: str, folder: Path, work: Path) -> None:
                FPQ_DATA_ROOT=str(folder / 'data'),
                FPQ_COMPILE='1' if options.pop('compile', False) else '0')
     if config != FIRST:
+        if hasattr(fpq_plugin, 'Recipe'):
+            # What was the default before there were presets.
+            options['default_hooks.fpq.preset'] = 'paper'
         options['load_from'] = teacher(config, folder, env)
         options['train_cfg.max_epochs'] = 2
     for epochs in (1, 2) if resume else (options['train_cfg.max_epochs'], ):
@@ -217,8 +222,6 @@ def train(run: dict) -> None:
 def outcome(work: Path) -> dict[str, str]:
     """What a run left, in hashes."""
     from mmengine.runner import CheckpointLoader
-
-    from fpq_plugin import __version__  # noqa: F401  (reads checkpoints)
 
     path = max(work.glob('epoch_*.pth'), key=lambda p: p.stat().st_mtime)
     state = CheckpointLoader.load_checkpoint(str(path))['state_dict']
