@@ -73,8 +73,8 @@ class Exported:
     def __init__(self, subject: Subject, bits: str, target: str | None,
                  ending: str) -> None:
         model, images = copy.deepcopy(subject.model), subject.images
-        Recipe(preset='recommended', bits=bits, perturbation=None,
-               distillation=None).convert(model)
+        Recipe(bits=bits, perturbation=None, distillation=None,
+               target=target).convert(model)
         options = {}
         if target is not None:
             fpq_plugin.add_joints(model, images, target=target)

@@ -24,7 +24,8 @@ def convert(model: nn.Module,
             skip: Sequence[str] = (),
             overrides: Mapping[str, dict] | None = None,
             backend: str = 'torch_ao',
-            attention: dict | None = None) -> LayerTable:
+            attention: dict | None = None,
+            target: str | None = None) -> LayerTable:
     """Quantize the model's layers in place.
 
     Layers of the registered types get a weight quantizer (per output
@@ -44,6 +45,9 @@ def convert(model: nn.Module,
         overrides (Mapping[str, dict], optional): Defaults to none.
         backend (str): Defaults to 'torch_ao'.
         attention (dict, optional): Defaults to None, float.
+        target (str, optional): Whose rules weights keep and options are held
+            against; what it wants beside layers comes by :func:`add_joints`.
+            Defaults to None, any engine.
 
     Returns:
         LayerTable: One row for each layer with a weight of two or more axes.
@@ -74,6 +78,7 @@ def convert(model: nn.Module,
         overrides=overrides,
         backend=backend,
         attention=attention,
+        target=target,
         key='')
     refuse_wrapped(model, 'convert')
     table = recipe.convert(model)

@@ -16,6 +16,7 @@ from fpq_plugin import (
     LSQFakeQuantize,
     Recipe,
     StochasticFeaturePerturbation,
+    convert,
 )
 from fpq_plugin.targets import known_targets
 
@@ -298,3 +299,11 @@ def test_weights_for_an_engine_have_no_lowest_integer(backend, target):
     assert ranges(bits=8, narrow_range=True) == [(-127, 127), (-7, 7)]
     if target in (None, 'onnxruntime', 'openvino'):
         assert ranges(bits=8, symmetric=False) == [(0, 255), (0, 15)]
+
+
+def test_convert_knows_the_engines_rules():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1))
+    with pytest.raises(ValueError, match='^activation: TensorRT takes 8-bit'):
+        convert(model, activation=dict(bits=8), target='tensorrt')
+    convert(model, target='onnxruntime')
+    assert [layer.weight_quantizer.quant_min for layer in model] == [-127] * 2
