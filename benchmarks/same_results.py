@@ -209,6 +209,11 @@ def train(run: dict) -> None:
 
     torch.set_num_threads(1)
     cfg = Config.fromfile(mm_configs.path(run['config']))
+    hook = cfg.get('default_hooks', {}).get('fpq', {})
+    for key, value in run['options'].items():
+        # mmengine takes it only where there is something to delete.
+        if isinstance(value, dict) and not hook.get(key.split('.')[-1]):
+            value.pop('_delete_', None)
     cfg.merge_from_dict(run['options'])
     cfg.work_dir = run['work']
     if run['ranks'] > 1:

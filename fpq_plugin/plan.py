@@ -36,7 +36,6 @@ from .options import (
     resolve,
 )
 from .perturbation import NoiseClock
-from .quantizers.grid import MAX_BITS
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -210,9 +209,15 @@ def _build(name: str, layer: nn.Module, kind: type[QuantizedLayer],
                      **defaults)
 
     axis = kind.weight_axis
-    weight = part('weight', symmetric=True, per_channel=True, ch_axis=axis,
-                  num_channels=read_weight(layer).shape[axis],
-                  narrow_range=_is_narrow(plan['weight'], recipe))
+    of_weight = dict(symmetric=True, per_channel=True, ch_axis=axis,
+                     num_channels=read_weight(layer).shape[axis])
+    weight = part('weight', **of_weight)
+    # -128 has no opposite in int8, which a batch norm of negative gain asks
+    # for that is to go into the weight, and some engines do not take it.
+    if recipe.target is not None and (
+            getattr(weight, 'quant_min', 0) == -128
+            and 'narrow_range' not in plan['weight']):
+        weight = part('weight', narrow_range=True, **of_weight)
     activation = part('activation')
     if getattr(activation, 'is_per_channel', False):
         raise ValueError(f'activation of {name}: per_channel is for weights; '
@@ -221,20 +226,6 @@ def _build(name: str, layer: nn.Module, kind: type[QuantizedLayer],
     if perturbation and not (weight if perturbation.of_weight else activation):
         perturbation = None
     return weight, activation, perturbation
-
-
-def _is_narrow(weight: Mapping[str, Any] | None, recipe: Recipe) -> bool:
-    """Whether a weight's lowest integer is left out for an engine.
-
-    It would have no opposite in int8, so that a batch norm of negative gain
-    could not go into the weight, and some engines do not take it at all.
-    """
-    if weight is None or recipe.target is None:
-        return False
-    signed = weight.get('signed')
-    if signed is None:
-        signed = weight.get('symmetric', True)
-    return bool(signed) and weight.get('bits', MAX_BITS) == MAX_BITS
 
 
 def _quantize_attention(model: nn.Module, recipe: Recipe,

@@ -62,6 +62,25 @@ def logits_layer(names: Sequence[str]) -> str:
     return (main or list(names))[-1]
 
 
+def is_answer(values: Tensor, output: Any) -> bool:
+    """Whether a layer's output is what the model returns.
+
+    Args:
+        values (Tensor): The layer's output.
+        output (Any): What the model returned: a tensor, or several in a
+            tuple, list or dict. What else it may be is not looked at.
+    """
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    found = output if isinstance(output, (tuple, list)) else [output]
+    # A training step returns losses.
+    if not found or not all(isinstance(each, Tensor) and each.dim()
+                            for each in found):
+        return True
+    return any(each.numel() == values.numel() and torch.equal(
+        each.detach().flatten(), values.detach().flatten()) for each in found)
+
+
 def refuse_uncalled(criteria: Iterable[DistillationLoss], name: str,
                     model: str) -> None:
     """Refuse a loss of one layer that was not called.

@@ -14,8 +14,10 @@ from .._compat.versions import is_compiling
 from ..layers import quantized_layers, unroute
 from ..options import matches
 from .compared import (
+    WAY_OUT,
     Tally,
     frozen_layers,
+    is_answer,
     layers_of,
     losses_of,
     refuse_uncalled,
@@ -96,6 +98,7 @@ class Distiller:
         self._taken: list[tuple[tuple[str, str], Tensor, int, Tensor]] = []
         self._overwritten: set[str] = set()
         self._tally = Tally(warn)
+        self._looked_at_answer = False
         self._unmatched: set[str] = set()
 
         fades: dict[str, tuple] = {}
@@ -306,6 +309,7 @@ class Distiller:
             self._leave_out(name, 'the student called it less often'
                             if name in called else
                             'the student did not call it')
+        self._look_at_answer(taken, output)
         unmatched = self._unmatched | more
         self._unmatched.clear()
         for key, output, version, loss in taken:
@@ -319,6 +323,23 @@ class Distiller:
                     'the next iteration on it is cloned')
                 continue
             self._tally.add(*key, loss)
+
+    def _look_at_answer(self, taken: Sequence[tuple], output: Any) -> None:
+        """Tell of logits that were guessed, and that are not returned."""
+        if self._looked_at_answer or is_compiling():
+            return
+        self._looked_at_answer = True
+        for each in self.criteria:
+            of_it = [(name, values) for (label, name), values, *_ in taken
+                     if label == each.label]
+            if not each.last_layer_only or each.layer is not None or any(
+                    is_answer(values, output) for _, values in of_it):
+                continue
+            for name in dict.fromkeys(name for name, _ in of_it):
+                self._warn(
+                    f'{type(each).__name__} compares the output of {name}, '
+                    'which is not what the model returns. If these are not '
+                    f'the logits, {WAY_OUT}; if they are, name it as well')
 
     def _find_overwritten(self) -> bool:
         """Whether new layers turned up whose output is changed in place.

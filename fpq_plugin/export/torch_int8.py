@@ -49,6 +49,19 @@ class Int8Layer(nn.Module):
             torch.zeros(channels, dtype=torch.int64),
             persistent=False)
 
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
+                              missing_keys, unexpected_keys, error_msgs):
+        error_msgs.append(
+            f'{prefix[:-1]}: its weight is packed for this processor, and '
+            'takes no other: load the state into the trained model, and call '
+            'to_torch_int8 on that')
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError(
+            f'{type(self).__name__} cannot be copied or pickled: its weight '
+            'is packed for this processor. Copy or save the trained model, '
+            'and call to_torch_int8 on that')
+
     @classmethod
     def from_float(cls, layer: QuantizedLayer) -> Int8Layer:
         """What ``torch.ao.quantization.convert`` calls."""
@@ -158,8 +171,8 @@ def _int8_type(name: str, layer: QuantizedLayer) -> type[Int8Layer]:
         weight, features = (integer_grid(part) for part in parts)
         if features.low < 0:
             raise ValueError('int8 needs an unsigned input')
-        if weight.zero_point.any():
-            raise ValueError('int8 needs a symmetric weight')
+        if weight.zero_point.any() or weight.high > 127:
+            raise ValueError('int8 needs a symmetric, signed weight')
         int8 = next((int8 for kind, int8 in INT8_LAYERS.items()
                      if isinstance(layer, kind)), None)
         if int8 is None:

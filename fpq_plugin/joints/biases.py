@@ -58,9 +58,9 @@ def _add_shift(module: nn.Module, args: tuple, output: Tensor) -> Any:
         shift = bias_shift(module, layer)
     if shift is None:
         return None
-    axis = layer.channel_axis % output.dim()
-    return output + shift.view(-1, *[1] * (output.dim() - 1 - axis)).to(
-        output.dtype)
+    # As many axes behind the channels as a kernel has, with a batch or not.
+    behind = len(getattr(layer, 'kernel_size', ()))
+    return output + shift.view(-1, *[1] * behind).to(output.dtype)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import torch
 from mmengine.dist import all_reduce
@@ -175,17 +176,18 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
         gets the mean range of the others; if all are, the quantizer waits.
 
         Raises:
-            ValueError: If nothing, or something non-finite, was observed.
+            ValueError: If nothing, or something non-finite, was observed, or
+                a range wider than float32 holds.
         """
-        if not (torch.isfinite(self.min_val) &
-                torch.isfinite(self.max_val)).all():
+        low, high = self.min_val, self.max_val
+        ranges = fill_zeros(low, high)
+        step, zero = self._affine(*(ranges or (low, high)))
+        if not all(each.isfinite().all() for each in (low, high, step)):
             raise ValueError(
-                'the observed range is '
-                f'[{self.min_val.min():g}, {self.max_val.max():g}]')
-        ranges = fill_zeros(self.min_val, self.max_val)
+                f'the observed range is [{low.min():g}, {high.max():g}]')
         if ranges is not None:
-            self._tell_of_negative(self.max_val)
-            step, zero = self._affine(*ranges)
+            self._tell_of_negative(high)
+            self._tell_of_tiny(step)
             self.zero_point.copy_(zero)
             self._set_step(step)
         self._become(Stage.WAITING if ranges is None else Stage.READY)
@@ -196,6 +198,14 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
             warnings.warn('all observed values are negative and will become '
                           '0, the least value of symmetric=True with '
                           'signed=False: leave signed out', stacklevel=3)
+
+    def _tell_of_tiny(self, step: Tensor) -> None:
+        if (step < STEP_FLOOR).all():
+            warnings.warn(
+                f'the observed values ask for a step of {step.max():g} at '
+                f'most, and no step is below {STEP_FLOOR:.2g}: few levels are '
+                'left. Scale the inputs, or the layer before, up',
+                stacklevel=3)
 
     @lasting
     def share_observed(self) -> None:
@@ -317,6 +327,29 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
         zero_point = state_dict.get(prefix + 'zero_point')
         if self.is_per_channel and zero_point is not None:
             self._fix_channels(zero_point.numel())
+        told = self._unfit(state_dict, prefix)
+        if told:
+            # Without strict=True, or metadata, it would go unnoticed.
+            error_msgs.append(told)
+            return
         super()._load_from_state_dict(state_dict, prefix, local_metadata,
                                       strict, missing_keys, unexpected_keys,
                                       error_msgs)
+
+    def _unfit(self, state: Mapping[str, Tensor], prefix: str) -> str:
+        """What a state's tensors alone say against it, '' for nothing."""
+        stage, zero_point = (state.get(prefix + name)
+                             for name in ('initialized', 'zero_point'))
+        if stage is None or stage.is_meta or int(stage) != Stage.READY:
+            return ''
+        own = {id(tensor) for tensor in self._per_channel()}
+        for name, tensor in (*self.named_parameters(recurse=False),
+                             *self.named_buffers(recurse=False)):
+            if id(tensor) in own and prefix + name not in state:
+                return (f'{prefix}{name} is missing in the state, though it '
+                        'was calibrated: there is no step without it')
+        if self.symmetric and zero_point is not None and (
+                not zero_point.is_meta and bool(zero_point.any())):
+            return (f'{prefix[:-1]}: asymmetric in the state, symmetric in '
+                    'the model')
+        return ''

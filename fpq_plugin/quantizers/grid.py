@@ -89,8 +89,11 @@ def integer_range(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
         narrow (bool): Whether the lowest of signed ones is left out.
 
     Raises:
-        ValueError: If ``narrow`` is asked for unsigned integers.
+        TypeError: If ``narrow`` is no bool.
+        ValueError: If it is asked for unsigned integers.
     """
+    if not isinstance(narrow, bool):
+        raise TypeError(f'narrow_range must be True or False, got {narrow!r}')
     if narrow and not signed:
         raise ValueError('narrow_range leaves out the lowest of signed '
                          'integers, and these are unsigned')
