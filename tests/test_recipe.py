@@ -307,3 +307,46 @@ def test_convert_knows_the_engines_rules():
         convert(model, activation=dict(bits=8), target='tensorrt')
     convert(model, target='onnxruntime')
     assert [layer.weight_quantizer.quant_min for layer in model] == [-127] * 2
+
+
+@MODELS.register_module()
+class FourBits(LSQFakeQuantize):
+    """A user's, which has another default."""
+
+    def __init__(self, bits=4, **options):
+        super().__init__(bits, **options)
+
+
+@MODELS.register_module()
+class Unsigned(LSQFakeQuantize):
+    """A user's, which knows of no sign."""
+
+    def __init__(self, bits=8, **options):
+        super().__init__(bits, **{**options, 'signed': False})
+
+
+@MODELS.register_module()
+class Narrow(LSQFakeQuantize):
+    """A user's, which is narrow at any bits."""
+
+    def __init__(self, bits=8, narrow_range=True, **options):
+        super().__init__(bits, narrow_range=narrow_range, **options)
+
+
+@MODELS.register_module()
+class Ternary(LSQFakeQuantize):
+    """A user's, which takes few options."""
+
+    def __init__(self, per_channel=True, num_channels=None, ch_axis=0):
+        super().__init__(8, symmetric=True, per_channel=per_channel,
+                         num_channels=num_channels, ch_axis=ch_axis)
+
+
+@pytest.mark.parametrize('target', [None, 'onnxruntime'])
+@pytest.mark.parametrize(('kind', 'low'), [
+    (FourBits, -8), (Unsigned, 0), (Narrow, -127), (Ternary, -128)])
+def test_a_users_quantizer_has_the_range_that_it_says(kind, low, target):
+    model = nn.Sequential(nn.Linear(2, 2))
+    convert(model, weight=dict(type=kind.__name__), first_last_bits=None,
+            target=target)
+    assert model[0].weight_quantizer.quant_min == low

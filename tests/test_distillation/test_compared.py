@@ -258,3 +258,44 @@ def test_losses_that_nobody_takes_are_told_once():
         model(data(1))
         distiller.loss()
     assert len(told) == 1
+
+
+class Answers(nn.Module):
+    """What it returns is, or is not, what its last layer does."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.a, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.more, self.how = nn.Parameter(torch.randn(3, 8)), how
+
+    def forward(self, x):
+        hidden = self.a(x).relu()
+        logits = self.head(hidden)
+        return {'as it is': lambda: logits,
+                'in a tuple': lambda: (hidden, logits),
+                'in a dict': lambda: dict(logits=logits),
+                'of another shape': lambda: logits[..., None],
+                'losses': lambda: dict(loss=logits.sum()),
+                'a parameter as head': lambda: hidden @ self.more.T,
+                'a temperature': lambda: 3 * logits,
+                'two heads': lambda: logits + hidden @ self.more.T,
+                }[self.how]()
+
+
+@pytest.mark.parametrize(('how', 'told'), [
+    ('as it is', False), ('in a tuple', False), ('in a dict', False),
+    ('of another shape', False), ('losses', False),
+    ('a parameter as head', True), ('a temperature', True),
+    ('two heads', True)])
+def test_guessed_logits_that_are_not_returned_are_told_once(how, told):
+    said = []
+    for layer in (None, 'head'):
+        student, teacher = pair(Answers(how))
+        distiller = Distiller(student, teacher, [
+            CSDLoss(), LogitKD(layer=layer)], warn=said.append)
+        student(X), student(X)
+        distiller.detach()
+        # Whoever names the layer knows.
+        assert len(said) == told
+    assert all('LogitKD compares the output of head, which is not what the '
+               'model returns' in text for text in said)

@@ -1,6 +1,8 @@
 """torch's own int8 kernels answer as the fake-quantized model."""
 
+import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -92,7 +94,7 @@ def test_what_cannot_be_converted_is_named():
     refused('not converted: 0: int8 needs a quantized weight', weight=None)
     refused('not converted: 0: int8 needs an unsigned input',
             activation=dict(symmetric=True))
-    refused('not converted: 0: int8 needs a symmetric weight',
+    refused('not converted: 0: int8 needs a symmetric, signed weight',
             weight=dict(symmetric=False))
     refused('not converted: 0: no int8 layer for BrevitasLinear',
             backend='brevitas')
@@ -112,3 +114,42 @@ def test_a_torch_without_the_kernels_says_so():
     model = quantized(nn.Sequential(nn.Linear(4, 3)), torch.randn(8, 4))
     with pytest.raises(RuntimeError, match='has no int8 layers with float'):
         to_torch_int8(model)
+
+
+@needs_kernels
+def test_unsigned_weights_are_refused():
+    """They are 0 to 255, and no int8."""
+    x = torch.rand(8, 6)
+    model = quantized(nn.Sequential(nn.Linear(6, 4)), x)
+    for signed in (True, False):
+        model = nn.Sequential(nn.Linear(6, 4))
+        convert(model, weight=dict(bits=8, signed=signed),
+                first_last_bits=None)
+        calibrate(model, [x])
+        if not signed:
+            with pytest.raises(ValueError, match='0: int8 needs a symmetric, '
+                                                 'signed weight'):
+                to_torch_int8(model.eval())
+
+
+@needs_kernels
+@pytest.mark.parametrize('take', [
+    copy.deepcopy, pickle.dumps,
+    lambda int8: torch.save(int8, io.BytesIO())])
+def test_what_is_packed_is_not_copied(take):
+    x = torch.rand(8, 6)
+    int8 = to_torch_int8(quantized(nn.Sequential(nn.Linear(6, 4)), x))
+    with pytest.raises(TypeError, match='Int8Linear cannot be copied or '
+                       'pickled.*Copy or save the trained model'):
+        take(int8)
+
+
+@needs_kernels
+@pytest.mark.parametrize('strict', [True, False])
+def test_what_is_packed_takes_no_other_state(strict):
+    x = torch.rand(8, 6)
+    one, other = (to_torch_int8(quantized(nn.Sequential(nn.Linear(6, 4)), x))
+                  for _ in range(2))
+    with pytest.raises(RuntimeError, match='0: its weight is packed.*load '
+                       'the state into the trained model'):
+        one.load_state_dict(other.state_dict(), strict=strict)

@@ -154,3 +154,22 @@ def test_nothing_is_left_of_a_bias_that_is_not_rounded_any_more():
         unround_bias(module)
         assert rounded_layer(module) is None
         assert set(vars(module)) == before
+
+
+def test_one_sample_without_a_batch_gets_the_same_biases():
+    model, images = model_of(8, norm=False)
+    convolutions = model[:4]
+    with torch.no_grad():
+        torch.testing.assert_close(convolutions(images[0]),
+                                   convolutions(images)[0])
+
+
+def test_torch_fx_traces_them():
+    model, images = model_of(8)
+    traced = torch.fx.symbolic_trace(model)
+    with torch.no_grad():
+        for number in (16, 3):
+            wanted = model(images[:number])
+            # Values at the edge of a step may be rounded the other way.
+            assert (traced(images[:number]) - wanted).abs().max() < (
+                0.01 * wanted.std())

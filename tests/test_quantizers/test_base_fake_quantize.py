@@ -265,3 +265,57 @@ def test_a_range_of_nothing_has_a_step_of_one():
     step, zero = quantizer._affine(torch.zeros(2), torch.zeros(2))
     assert step.tolist() == [1, 1]
     assert zero.tolist() == [15, 15]
+
+
+@pytest.mark.parametrize('narrow', [-1, 2, 1, 3.0, 'no', None])
+@pytest.mark.parametrize('kind', [LSQFakeQuantize, TorchAOFakeQuantize])
+def test_a_narrow_range_is_asked_for_or_not(kind, narrow):
+    with pytest.raises(TypeError, match='narrow_range must be True or False'):
+        kind(symmetric=True, narrow_range=narrow)
+    with pytest.raises(ValueError, match=r'^weight\.narrow_range: must be'):
+        convert(nn.Sequential(nn.Linear(2, 2)), weight=dict(
+            type=kind.__name__, narrow_range=narrow))
+
+
+@pytest.mark.parametrize('scale', [1e-8, 1e-7])
+def test_values_too_small_for_any_step_are_told(scale):
+    quantizer = LSQFakeQuantize(bits=8)
+    quantizer.observe(scale * torch.randn(100))
+    with pytest.warns(UserWarning, match='ask for a step of .* and no step '
+                                         'is below 1.2e-07'):
+        quantizer.initialize()
+
+
+def test_values_wider_than_float32_are_refused():
+    quantizer = LSQFakeQuantize(bits=8)
+    quantizer.observe(torch.tensor([-2e38, 2e38]))
+    with pytest.raises(ValueError, match='range is .-2e.38, 2e.38'):
+        quantizer.initialize()
+
+
+@pytest.mark.parametrize('kind', [LSQFakeQuantize, LogLSQFakeQuantize,
+                                  PACTFakeQuantize])
+@pytest.mark.parametrize('lost', [0, 1])
+def test_a_calibrated_state_without_its_step_is_refused(kind, lost):
+    """``strict=False`` would leave the step at 1."""
+    quantizer = kind(bits=4)
+    quantizer.observe(torch.randn(100))
+    quantizer.initialize()
+    state = quantizer.state_dict()
+    keys = [key for key in state if key not in ('bits', 'initialized')]
+    del state[keys[lost]]
+    with pytest.raises(RuntimeError, match=f'{keys[lost]} is missing in the '
+                                           'state'):
+        kind(bits=4).load_state_dict(state, strict=False)
+    del state['initialized']  # a part of a state, which says nothing of it
+    assert not kind(bits=4).load_state_dict(
+        state, strict=False).unexpected_keys
+
+
+def test_a_zero_point_tells_where_metadata_is_lost():
+    asymmetric, symmetric = (LSQFakeQuantize(bits=4, symmetric=symmetric)
+                             for symmetric in (False, True))
+    asymmetric.observe(torch.randn(100))
+    asymmetric.initialize()
+    with pytest.raises(RuntimeError, match='asymmetric in the state'):
+        symmetric.load_state_dict(dict(asymmetric.state_dict()))
