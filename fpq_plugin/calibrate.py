@@ -25,6 +25,9 @@ from .quantizers import (
     observing,
 )
 
+# A loader that has given so many may have no end.
+MANY_BATCHES = 1000
+
 
 def uninitialized(model: nn.Module) -> dict[str, Quantizer]:
     """The model's fake quantizers that have no step yet, by name."""
@@ -59,8 +62,9 @@ def calibrate(model: nn.Module,
         warn (Callable): Told of layers that no batch reached, which take
             their range from the first training batch that reaches them, of
             layers whose input was all zero, which stay float until a
-            training batch has other values, and that no quantizer needed a
-            step. Defaults to ``warnings.warn``.
+            training batch has other values, that no quantizer needed a step,
+            and of a thousand batches, which may have no end. Defaults to
+            ``warnings.warn``.
         training (bool): Whether to run in training mode instead, batch norms
             aside, to reach layers that only training calls. Defaults to
             False.
@@ -90,7 +94,7 @@ def calibrate(model: nn.Module,
              'to calibrate anew, convert anew')
     with _all_or_nothing(pending.values()):
         missed, zero = _calibrate(model, pending, batches,
-                                  forward or run_batch, training)
+                                  forward or run_batch, warn, training)
     if missed:
         warn('calibration reached no input of '
              f'{", ".join(dict.fromkeys(missed))}: no forward called it, so '
@@ -103,6 +107,7 @@ def calibrate(model: nn.Module,
 
 def _calibrate(model: nn.Module, pending: dict[str, Quantizer],
                batches: Iterable[Any], forward: Callable,
+               warn: Callable[[str], Any],
                training: bool) -> tuple[list[str], list[str]]:
     """Layers whose input no batch reached, and those where it was zero."""
     inputs = dict(pending)
@@ -114,12 +119,15 @@ def _calibrate(model: nn.Module, pending: dict[str, Quantizer],
             quantizer.reset_observer()
             quantizer.observe_weight(layer.weight)
     if inputs:
-        got_any = False
+        number = 0
         with _in_full_precision(model, training), observing(inputs.values()):
-            for batch in batches:
-                got_any = True
+            for number, batch in enumerate(batches, 1):
                 forward(model, batch)
-        if not got_any:
+                if number == MANY_BATCHES:
+                    warn(f'calibration has had {number} batches and goes on: '
+                         'a few are enough, as by itertools.islice(batches, '
+                         '10), and a loader without an end never comes to one')
+        if not number:
             raise ValueError(
                 'calibration got no batch: the loader is empty, or a '
                 'generator that was used up before')

@@ -1,5 +1,6 @@
 """Calibration: ranges, modes, what it leaves alone, what it refuses."""
 
+import sys
 from collections import UserDict
 from dataclasses import dataclass
 
@@ -316,3 +317,15 @@ def test_joints_whose_hooks_are_lost_are_refused():
     joined._forward_hooks.clear()
     with pytest.raises(ValueError, match='of a joint and not its hook'):
         calibrate(model, [x])
+
+
+def test_a_loader_that_may_have_no_end_is_told(monkeypatch):
+    monkeypatch.setattr(sys.modules['fpq_plugin.calibrate'],
+                        'MANY_BATCHES', 3)
+    told = []
+    for number in (2, 3, 9):
+        model = nn.Sequential(nn.Linear(4, 2))
+        convert(model)
+        calibrate(model, iter(torch.randn(number, 5, 4)), warn=told.append)
+        assert len(told) == {2: 0, 3: 1, 9: 2}[number]
+    assert 'calibration has had 3 batches and goes on' in told[0]
