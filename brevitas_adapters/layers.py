@@ -225,7 +225,9 @@ def _injector(quantizer: Quantizer | None,
     if isinstance(quantizer, StockQuantizer):
         return quantizer.injector.let(
             bit_width=quantizer.num_bits, **quantizer.let)
-    return lsq.let(bit_width=quantizer.num_bits, signed=quantizer.signed)
+    return lsq.let(
+        bit_width=quantizer.num_bits, signed=quantizer.signed,
+        narrow_range=getattr(quantizer, 'narrow_range', False))
 
 
 def _give_proxies(layer: nn.Module, weight_quantizer: Quantizer | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -217,7 +218,8 @@ def _build(name: str, layer: nn.Module, kind: type[QuantizedLayer],
     if recipe.target is not None and (
             getattr(weight, 'quant_min', 0) == -128
             and 'narrow_range' not in plan['weight']):
-        weight = part('weight', narrow_range=True, **of_weight)
+        with suppress(ValueError):  # of a class that says it itself
+            weight = part('weight', narrow_range=True, **of_weight)
     activation = part('activation')
     if getattr(activation, 'is_per_channel', False):
         raise ValueError(f'activation of {name}: per_channel is for weights; '

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ def refuse_other_quantization(
             f'{what} was quantized otherwise: '
             f'{first_few(other, between="; ")}. '
             f'{_former_default(own, state, stored or {})}'
-            f'{_of_target(own, given)}{way_out}')
+            f'{_of_target(own, given, other)}{way_out}')
     empty = [name for name in own if not int(state[f'{name}.initialized'])]
     if empty:
         raise ValueError(f'{what} has no scales yet for '
@@ -135,9 +135,9 @@ def refuse_unlike_part(model: nn.Module, state: Mapping[str, Any]) -> None:
         raise ValueError(
             'these weights were quantized otherwise than the model to fill: '
             f'{first_few(other, between="; ")}. '
-            f'{_former_default(own, state, stored)}{_of_target(own, given)}'
-            'Convert it '
-            'with the options that the checkpoint was trained with')
+            f'{_former_default(own, state, stored)}'
+            f'{_of_target(own, given, other)}Convert it with the options that '
+            'the checkpoint was trained with')
 
 
 def _unlike(own: Mapping[str, nn.Module], given: Mapping[str, int],
@@ -171,13 +171,16 @@ def _former_default(own: Mapping[str, nn.Module], state: Mapping[str, Any],
     return f'{FORMER_DEFAULT}. ' if old else ''
 
 
-def _of_target(own: Mapping[str, nn.Module],
-               given: Mapping[str, int]) -> str:
-    """What to say where the state has joints and the model none."""
+def _of_target(own: Mapping[str, nn.Module], given: Mapping[str, int],
+               other: Sequence[str]) -> str:
+    """What to say where one of the two was made for an engine."""
     if any(name.rpartition('.')[2] in SIDES.values() and name not in own
            for name in given):
         return ('It was trained for an engine, with the option target, which '
                 'is missing here. ')
+    if any('narrow_range' in line for line in other):
+        return ('target sets narrow_range=True for weights of 8 bits, and '
+                'weight=dict(narrow_range=False) keeps -128. ')
     return ''
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from fpq_plugin import (
     CSDLoss,
     DistillationLoss,
+    DoReFaFakeQuantize,
     FPQHook,
     LSQFakeQuantize,
     Recipe,
@@ -342,9 +343,18 @@ class Ternary(LSQFakeQuantize):
                          num_channels=num_channels, ch_axis=ch_axis)
 
 
+@MODELS.register_module()
+class Wide(LSQFakeQuantize):
+    """A user's, which needs all integers."""
+
+    def __init__(self, bits=8, **options):
+        super().__init__(bits, narrow_range=False, **options)
+
+
 @pytest.mark.parametrize('target', [None, 'onnxruntime'])
 @pytest.mark.parametrize(('kind', 'low'), [
-    (FourBits, -8), (Unsigned, 0), (Narrow, -127), (Ternary, -128)])
+    (FourBits, -8), (Unsigned, 0), (Narrow, -127), (Ternary, -128),
+    (Wide, -128), (DoReFaFakeQuantize, -128)])
 def test_a_users_quantizer_has_the_range_that_it_says(kind, low, target):
     model = nn.Sequential(nn.Linear(2, 2))
     convert(model, weight=dict(type=kind.__name__), first_last_bits=None,

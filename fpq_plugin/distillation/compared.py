@@ -75,10 +75,12 @@ def is_answer(values: Tensor, output: Any) -> bool:
     found = output if isinstance(output, (tuple, list)) else [output]
     # A training step returns losses.
     if not found or not all(isinstance(each, Tensor) and each.dim()
-                            for each in found):
+                            and not each.is_meta for each in found):
         return True
-    return any(each.numel() == values.numel() and torch.equal(
-        each.detach().flatten(), values.detach().flatten()) for each in found)
+    own = values.detach().flatten()
+    return own.is_meta or any(
+        each.numel() == own.numel() and torch.equal(
+            each.detach().flatten().to(own), own) for each in found)
 
 
 def refuse_uncalled(criteria: Iterable[DistillationLoss], name: str,

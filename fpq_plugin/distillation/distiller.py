@@ -331,7 +331,7 @@ class Distiller:
         self._looked_at_answer = True
         for each in self.criteria:
             of_it = [(name, values) for (label, name), values, *_ in taken
-                     if label == each.label]
+                     if label == each.label and each in self._criteria[name]]
             if not each.last_layer_only or each.layer is not None or any(
                     is_answer(values, output) for _, values in of_it):
                 continue
@@ -339,7 +339,7 @@ class Distiller:
                 self._warn(
                     f'{type(each).__name__} compares the output of {name}, '
                     'which is not what the model returns. If these are not '
-                    f'the logits, {WAY_OUT}; if they are, name it as well')
+                    f'the logits, {WAY_OUT}. If they are, name it as well')
 
     def _find_overwritten(self) -> bool:
         """Whether new layers turned up whose output is changed in place.

@@ -58,11 +58,13 @@ class Built:
     Attributes:
         model (ir.Model): The checked model.
         biases (list[Bias]): What became of the biases.
+        integer_biases (bool): Whether they were to be integers.
         moved_weights (int): Weights that are one step from the trained ones.
     """
 
     model: ir.Model
     biases: list[Bias]
+    integer_biases: bool
     moved_weights: int
 
 
@@ -128,7 +130,7 @@ class TracedModel:
         if 'hard_swish' in self.target.joints:
             lower_gates(graph)
         finish_graph(built)
-        return Built(built, biases, moved)
+        return Built(built, biases, integer_biases, moved)
 
 
 def trace_model(model: nn.Module,

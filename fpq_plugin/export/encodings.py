@@ -52,7 +52,8 @@ def build_encodings(traced: TracedModel) -> tuple[ir.Model, Encodings]:
         tuple: The checked ir.Model, and the content of the encodings' file.
 
     Raises:
-        ValueError: Naming a quantizer with fewer than 4 bits.
+        ValueError: Naming a quantizer with fewer than 4 bits, or one of
+            features with a narrow range.
     """
     names, quantizers = list(traced.quantizers), list(
         traced.quantizers.values())
@@ -77,7 +78,13 @@ def build_encodings(traced: TracedModel) -> tuple[ir.Model, Encodings]:
         parameters.append((stored, grid))
     features = []
     for mark in marks(graph, of_weights=False):
-        grid = integer_grid(quantizers[number_of(mark)], target=traced.target)
+        number = number_of(mark)
+        grid = integer_grid(quantizers[number], target=traced.target)
+        if grid.low == -grid.high:
+            raise ValueError(
+                f'not exported: {names[number]} has a narrow range, and an '
+                'encoding clips at 2^bits integers: train it without '
+                'narrow_range')
         features.append((_own_tensor(graph, mark), grid))
     finish_graph(built)
     # It gives the tensors their names.
@@ -123,11 +130,16 @@ def _encoded(found: list[tuple[ir.Value, IntegerGrid]]
 
 
 def _encodings_of(grid: IntegerGrid) -> list[dict[str, Any]]:
-    """One for each channel with a step of its own."""
+    """One for each channel with a step of its own.
+
+    An encoding has 2^bits integers. A narrow range is the symmetric one whose
+    lowest integer no value has.
+    """
     bits, encodings = _bits(grid), []
+    low = grid.low - (grid.low == -grid.high)
     for step, zero_point in zip(np.atleast_1d(grid.step),
                                 np.atleast_1d(grid.zero_point)):
-        scale, offset = float(step), int(grid.low - zero_point)
+        scale, offset = float(step), int(low - zero_point)
         encodings.append({
             'bitwidth': bits,
             'dtype': 'int',

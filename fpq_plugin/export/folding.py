@@ -3,7 +3,8 @@
 onnxruntime computes a layer on integers only where nothing but integers
 enters it: the batch norm after a convolution goes into the steps of its
 weight, and a bias becomes integers as well, where that costs no accuracy.
-The integers of a weight stay those of the training.
+The integers of a weight stay those of the training, but for a -128 that has
+no opposite, where the caller lets it be -127.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ def fold_batch_norm(graph: ir.Graph, weights: Weights,
     ``BN(conv(x, q s) + b) = conv(x, q (s |k|) sign(k)) + ...`` with k =
     gamma / sigma: the integers q stay those of training, the step of an
     output channel takes |k|. A channel of negative k needs -q, one of k = 0
-    needs q = 0. Where -q does not fit the type (the lowest integer of a
-    signed one), or layers share the weight, the batch norm stays.
+    needs q = 0. Where layers share the weight the batch norm stays, and where
+    -q does not fit the type (of the lowest integer of a signed one), unless
+    ``clips`` says otherwise.
 
     Args:
         graph (ir.Graph): The graph, changed in place.
@@ -67,7 +69,7 @@ def _fold(graph: ir.Graph, conv: ir.Node, norm: ir.Node, grid: IntegerGrid,
     weight = grid.weight * sign.reshape(-1, *[1] * (grid.weight.ndim - 1))
     step = (grid.step * np.where(shut, 1, np.abs(gain))).astype(np.float32)
     high = weight > grid.type.high
-    if high.any() and not clips:
+    if weight.min() < grid.type.low or (high.any() and not clips):
         return 0
     weight = np.where(high, grid.type.high, weight)
     bias: Any = array_of(conv.inputs[2]) if len(conv.inputs) > 2 else 0.0

@@ -109,7 +109,7 @@ def export_onnx(model: nn.Module,
     """Write a trained model as ONNX, once onnxruntime answers as it does.
 
     The file has QuantizeLinear and DequantizeLinear of the standard, integer
-    weights, batch norms folded where that is exact, and a free batch size.
+    weights, batch norms in the layers before them, and a free batch size.
     It is also compared in batches of 1 and of 7 images. SFP, CSD, teacher and
     calibration leave no trace. A file is written completely, or not at all.
 
@@ -190,9 +190,9 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
     found = measure_parity(model, sessions, batches)
     best = next((number for number, parity in enumerate(found)
                  if parity.holds(tolerance)), len(found) - 1)
-    reason = '; '.join(found[0].faults(tolerance)) if (
-        built[best].biases != built[0].biases) else ''
-    found[best].refuse(tolerance, built[best].moved_weights)
+    reason = '' if built[best].integer_biases else '; '.join(
+        found[0].faults(tolerance))
+    found[best].refuse(tolerance)
     for size in () if batch_size else OTHER_SIZES:
         compare_batch_of(size, model, sessions[best], example, found[best])
     content = contents[best]

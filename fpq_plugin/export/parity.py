@@ -125,8 +125,9 @@ class Parity:
                 f'{self.mean_difference:.3g}, the spread {self.spread:.3g}, '
                 f'of {self.images} images' + (
                     f'. {moved_weights} weights of -128 would be one step '
-                    'from it: train their layers with 7 bits, as by '
-                    'first_last_bits=7' if moved_weights else ''))
+                    'from it: train it with the option target, or with '
+                    'weight=dict(narrow_range=True)' if moved_weights else
+                    ''))
 
 
 def with_progress(

@@ -52,9 +52,9 @@ class Int8Layer(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
                               missing_keys, unexpected_keys, error_msgs):
         error_msgs.append(
-            f'{prefix[:-1]}: its weight is packed for this processor, and '
-            'takes no other: load the state into the trained model, and call '
-            'to_torch_int8 on that')
+            f'{prefix[:-1]}: its weight is packed for this processor. Load '
+            "the trained model's state into that model, and call "
+            'to_torch_int8 on it')
 
     def __reduce_ex__(self, protocol):
         raise TypeError(

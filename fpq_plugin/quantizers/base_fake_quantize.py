@@ -21,7 +21,7 @@ from .grid import (
     integer_range,
     mse_range,
 )
-from .quantizer import Quantizer, lasting
+from .quantizer import Quantizer, lasting, stepless
 
 
 class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
@@ -43,9 +43,6 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
         num_channels (int, optional): Number of channels, if ``per_channel``.
             Defaults to None: taken from the first tensor (the torch.ao
             ``QConfig`` case, where the constructor cannot know it).
-        narrow_range (bool): Whether signed integers leave the lowest out and
-            are ``+-(2^(q-1) - 1)``, as engines like weights. Defaults to
-            False.
         observer (str): What a tensor's range is in calibration: 'min_max',
             the paper's (4) and (5), or 'mse', the share of it that is
             quantized with the least mean squared error, which 2-bit
@@ -54,6 +51,9 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
         factory_kwargs (dict, optional): ``device`` and ``dtype`` that
             torch.ao's QAT modules hand to a weight's fake quantizer.
             Defaults to None.
+        narrow_range (bool): Whether signed integers leave the lowest out and
+            are ``+-(2^(q-1) - 1)``, as engines like weights. Defaults to
+            False.
 
     Attributes:
         integer_zero_point (bool): Whether the outputs are multiples of the
@@ -78,8 +78,8 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
                  ch_axis: int = 0,
                  num_channels: int | None = None,
                  observer: str = 'min_max',
-                 narrow_range: bool = False,
-                 factory_kwargs: dict | None = None) -> None:
+                 factory_kwargs: dict | None = None,
+                 narrow_range: bool = False) -> None:
         device = (factory_kwargs or {}).get('device')
         super().__init__(bits, device)
         if num_channels is not None and num_channels < 1:
@@ -184,7 +184,9 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
         step, zero = self._affine(*(ranges or (low, high)))
         if not all(each.isfinite().all() for each in (low, high, step)):
             raise ValueError(
-                f'the observed range is [{low.min():g}, {high.max():g}]')
+                f'the observed range is [{low.min():g}, {high.max():g}]' + (
+                    ', wider than float32 holds' if low.isfinite().all()
+                    and high.isfinite().all() else ''))
         if ranges is not None:
             self._tell_of_negative(high)
             self._tell_of_tiny(step)
@@ -322,34 +324,20 @@ class BaseFakeQuantize(Quantizer, FakeQuantizeBase):
         """The state with one element per channel."""
         return self.scale, self.zero_point
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
-                              missing_keys, unexpected_keys, error_msgs):
-        zero_point = state_dict.get(prefix + 'zero_point')
-        if self.is_per_channel and zero_point is not None:
-            self._fix_channels(zero_point.numel())
-        told = self._unfit(state_dict, prefix)
-        if told:
-            # Without strict=True, or metadata, it would go unnoticed.
-            error_msgs.append(told)
-            return
-        super()._load_from_state_dict(state_dict, prefix, local_metadata,
-                                      strict, missing_keys, unexpected_keys,
-                                      error_msgs)
-
-    def _unfit(self, state: Mapping[str, Tensor], prefix: str) -> str:
-        """What a state's tensors alone say against it, '' for nothing."""
+    def _prepare_for(self, state: Mapping[str, Tensor], prefix: str) -> str:
         stage, zero_point = (state.get(prefix + name)
                              for name in ('initialized', 'zero_point'))
-        if stage is None or stage.is_meta or int(stage) != Stage.READY:
-            return ''
-        own = {id(tensor) for tensor in self._per_channel()}
-        for name, tensor in (*self.named_parameters(recurse=False),
-                             *self.named_buffers(recurse=False)):
-            if id(tensor) in own and prefix + name not in state:
-                return (f'{prefix}{name} is missing in the state, though it '
-                        'was calibrated: there is no step without it')
-        if self.symmetric and zero_point is not None and (
-                not zero_point.is_meta and bool(zero_point.any())):
-            return (f'{prefix[:-1]}: asymmetric in the state, symmetric in '
-                    'the model')
+        if stage is not None and int(stage) == Stage.READY:
+            own = {id(tensor) for tensor in self._per_channel()}
+            for name, tensor in (*self.named_parameters(recurse=False),
+                                 *self.named_buffers(recurse=False)):
+                if id(tensor) in own and prefix + name not in state and (
+                        name not in self._non_persistent_buffers_set):
+                    return stepless(prefix + name)
+            if self.symmetric and zero_point is not None and (
+                    bool(zero_point.any())):
+                return (f'{prefix[:-1]}: asymmetric in the state, symmetric '
+                        'in the model')
+        if self.is_per_channel and zero_point is not None:
+            self._fix_channels(zero_point.numel())
         return ''

@@ -158,8 +158,8 @@ class LSQPlusFakeQuantize(LSQFakeQuantize):
     and 1 outside; it carries the factor g of LSQ, as the step's does.
 
     Symmetric, as for weights: LSQ, started from the range ``mean +- 3
-    standard deviations`` instead of the extremes, ``s = max|mean +- 3 std| /
-    2^(q-1)``.
+    standard deviations`` instead of the extremes, ``s = 2 max|mean +- 3 std| /
+    n``, n the number of integers.
 
     A learned offset is no multiple of the step: a padded 0 is not on the
     grid, and integer formats cannot hold the outputs.

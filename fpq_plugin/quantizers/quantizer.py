@@ -51,6 +51,12 @@ class _Trainable(ABCMeta):
             return super().__call__(*args, **kwargs)
 
 
+def stepless(key: str) -> str:
+    """What to say of a state without the step of a calibrated quantizer."""
+    return (f'{key} is missing in the state, though it was calibrated: there '
+            'is no step without it')
+
+
 class Quantizer(ABC, nn.Module, metaclass=_Trainable):
     """What calibration, SFP, optimizer groups and checkpoints know.
 
@@ -344,6 +350,13 @@ class Quantizer(ABC, nn.Module, metaclass=_Trainable):
         return along_channels(value, x,
                               self.ch_axis if self.is_per_channel else None)
 
+    def _prepare_for(self, state: Mapping[str, Tensor], prefix: str) -> str:
+        """Get ready for a state, or what its tensors alone say against it.
+
+        ``strict=False``, or metadata that is lost, would let it through.
+        """
+        return ''
+
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
                               missing_keys, unexpected_keys, error_msgs):
         bits = state_dict.get(prefix + 'bits')
@@ -355,6 +368,10 @@ class Quantizer(ABC, nn.Module, metaclass=_Trainable):
         if other is not None:
             error_msgs.append(f'{prefix[:-1]}: {other[0]} in the state, '
                               f'{other[1]} in the model')
+            return
+        unfit = self._prepare_for(state_dict, prefix)
+        if unfit:
+            error_msgs.append(unfit)
             return
         super()._load_from_state_dict(state_dict, prefix, local_metadata,
                                       strict, missing_keys, unexpected_keys,

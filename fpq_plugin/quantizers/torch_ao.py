@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from mmengine.dist import all_reduce, get_world_size
 from mmengine.registry import MODELS
@@ -10,7 +12,7 @@ from torch import Tensor
 from .._compat.torch_ao import require_torch_ao
 from .._compat.tracing import is_exporting
 from .grid import Grid, Stage, fill_zeros, integer_range
-from .quantizer import Quantizer, lasting
+from .quantizer import Quantizer, lasting, stepless
 
 
 @MODELS.register_module()
@@ -206,6 +208,11 @@ class TorchAOFakeQuantize(Quantizer):
         integers = torch.round(x * (1 / step))
         return integers.clamp(self.quant_min - zero_point,
                               self.quant_max - zero_point) * step
+
+    def _prepare_for(self, state: Mapping[str, Tensor], prefix: str) -> str:
+        stage, key = state.get(prefix + 'initialized'), f'{prefix}fake.scale'
+        return stepless(key) if key not in state and stage is not None and (
+            int(stage) == Stage.READY) else ''
 
     def grid(self) -> Grid:
         return Grid(self.step(), self.zero_point, self.quant_min,

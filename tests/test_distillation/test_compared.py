@@ -289,13 +289,33 @@ class Answers(nn.Module):
     ('two heads', True)])
 def test_guessed_logits_that_are_not_returned_are_told_once(how, told):
     said = []
-    for layer in (None, 'head'):
+    for layer in (None, 'head', 'guessed too'):
         student, teacher = pair(Answers(how))
-        distiller = Distiller(student, teacher, [
-            CSDLoss(), LogitKD(layer=layer)], warn=said.append)
+        losses = [CSDLoss(), LogitKD(layer=layer)]
+        if layer == 'guessed too':
+            losses = [LogitKD(), LogitKD(layer='a')]
+        distiller = Distiller(student, teacher, losses, warn=said.append)
         student(X), student(X)
         distiller.detach()
         # Whoever names the layer knows.
-        assert len(said) == told
+        assert len(said) == told * (1 + (layer == 'guessed too'))
     assert all('LogitKD compares the output of head, which is not what the '
                'model returns' in text for text in said)
+
+
+@pytest.mark.parametrize('move', [
+    lambda y: y.to('meta'), lambda y: y.double(), lambda y: y.bfloat16()])
+def test_looking_at_the_answer_stops_no_training(move):
+    """It may be on another device, or of another type."""
+
+    class Moves(Answers):
+
+        def forward(self, x):
+            return move(super().forward(x))
+
+    student, teacher = pair(Answers('as it is'))
+    student.__class__ = Moves
+    distiller = Distiller(student, teacher, LogitKD(), warn=pytest.fail)
+    if move(X).dtype is not torch.bfloat16:
+        student(X)
+        assert distiller.has_loss()

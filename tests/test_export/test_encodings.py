@@ -107,3 +107,27 @@ def test_a_tensor_that_others_read_in_float_is_parted(x, tmp_path):
     wanted = model.conv.input_quantizer(torch.from_numpy(seen)).detach()
     np.testing.assert_allclose(rounded, wanted, rtol=0, atol=1e-5)
     assert report.parity.largest_difference < 1e-4
+
+
+@pytest.mark.parametrize('bits', [4, 8])
+def test_narrow_weights_are_symmetric_ones(bits, x, tmp_path):
+    """Whose lowest integer no value has; the values are those of the model."""
+    path = tmp_path / 'model.encodings'
+    model = quantized(net(), x, weight=dict(bits=bits, narrow_range=True),
+                      first_last_bits=None)
+    _, made, _ = written(path, model, x)
+    lowest = -2**(bits - 1)
+    for encodings in made['param_encodings'].values():
+        for each in encodings:
+            assert each['bitwidth'] == bits
+            assert each['is_symmetric'] == 'True'
+            assert each['offset'] == lowest
+            assert each['min'] == pytest.approx(lowest * each['scale'])
+            assert each['max'] == pytest.approx((-lowest - 1) * each['scale'])
+
+
+def test_narrow_features_are_refused(x, tmp_path):
+    model = quantized(net(), x, activation=dict(
+        bits=4, symmetric=True, narrow_range=True))
+    with pytest.raises(ValueError, match='input_quantizer has a narrow range'):
+        written(tmp_path / 'model.encodings', model, x)

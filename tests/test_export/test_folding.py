@@ -86,6 +86,7 @@ def test_a_batch_norm_costs_no_integer_kernel(bits, gain, share, tmp_path):
     assert report.moved_weights == 3 * (unfit and not stays)
     assert ('its batch norm cannot be multiplied into its weights (1: 0)'
             in str(report)) == stays
+    assert report.bias_reason == ''
     with torch.no_grad():
         expected = model(x)
     spread = expected.std()
@@ -95,6 +96,26 @@ def test_a_batch_norm_costs_no_integer_kernel(bits, gain, share, tmp_path):
     assert report.moved_weights == 0
     assert ('BatchNormalization' in [
         node.op_type for node in onnx.load(path).graph.node]) == (gain < -1)
+
+
+@pytest.mark.parametrize('bits', [4, 8])
+@pytest.mark.parametrize('weight', [dict(signed=False),
+                                    dict(symmetric=False)])
+def test_a_negative_gain_does_not_go_into_unsigned_weights(bits, weight,
+                                                           tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(40, 3, 8, 8)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)).eval()
+    with torch.no_grad():
+        model[0].weight.abs_()  # so that zero points are 0
+        model[1].weight[0] = -0.7
+    quantized(model, x, weight=dict(bits=bits, **weight),
+              first_last_bits=None)
+    assert not model[0].weight_quantizer.zero_point.any()
+    path = tmp_path / 'model.onnx'
+    export_onnx(model, path, [(x, None)])
+    with torch.no_grad():
+        assert_same(answers(path, x), model(x))
 
 
 @pytest.mark.parametrize('backend', ['torch_ao', 'brevitas'])

@@ -120,16 +120,12 @@ def test_a_torch_without_the_kernels_says_so():
 def test_unsigned_weights_are_refused():
     """They are 0 to 255, and no int8."""
     x = torch.rand(8, 6)
-    model = quantized(nn.Sequential(nn.Linear(6, 4)), x)
-    for signed in (True, False):
-        model = nn.Sequential(nn.Linear(6, 4))
-        convert(model, weight=dict(bits=8, signed=signed),
-                first_last_bits=None)
-        calibrate(model, [x])
-        if not signed:
-            with pytest.raises(ValueError, match='0: int8 needs a symmetric, '
-                                                 'signed weight'):
-                to_torch_int8(model.eval())
+    model = nn.Sequential(nn.Linear(6, 4))
+    convert(model, weight=dict(bits=8, signed=False), first_last_bits=None)
+    calibrate(model, [x])
+    with pytest.raises(ValueError, match='0: int8 needs a symmetric, signed '
+                                         'weight'):
+        to_torch_int8(model.eval())
 
 
 @needs_kernels
@@ -150,6 +146,6 @@ def test_what_is_packed_takes_no_other_state(strict):
     x = torch.rand(8, 6)
     one, other = (to_torch_int8(quantized(nn.Sequential(nn.Linear(6, 4)), x))
                   for _ in range(2))
-    with pytest.raises(RuntimeError, match='0: its weight is packed.*load '
-                       'the state into the trained model'):
+    with pytest.raises(RuntimeError, match='0: its weight is packed.*Load '
+                       "the trained model's state into that model"):
         one.load_state_dict(other.state_dict(), strict=strict)

@@ -289,13 +289,14 @@ def test_values_too_small_for_any_step_are_told(scale):
 def test_values_wider_than_float32_are_refused():
     quantizer = LSQFakeQuantize(bits=8)
     quantizer.observe(torch.tensor([-2e38, 2e38]))
-    with pytest.raises(ValueError, match='range is .-2e.38, 2e.38'):
+    with pytest.raises(ValueError, match='range is .-2e.38, 2e.38., wider '):
         quantizer.initialize()
 
 
-@pytest.mark.parametrize('kind', [LSQFakeQuantize, LogLSQFakeQuantize,
-                                  PACTFakeQuantize])
-@pytest.mark.parametrize('lost', [0, 1])
+@pytest.mark.parametrize(('kind', 'lost'), [
+    *((kind, lost) for kind in (LSQFakeQuantize, LogLSQFakeQuantize,
+                                PACTFakeQuantize) for lost in (0, 1)),
+    (TorchAOFakeQuantize, 2)])
 def test_a_calibrated_state_without_its_step_is_refused(kind, lost):
     """``strict=False`` would leave the step at 1."""
     quantizer = kind(bits=4)
@@ -303,13 +304,43 @@ def test_a_calibrated_state_without_its_step_is_refused(kind, lost):
     quantizer.initialize()
     state = quantizer.state_dict()
     keys = [key for key in state if key not in ('bits', 'initialized')]
+    assert keys[lost] in ('scale', 'log_scale', 'clip', 'zero_point',
+                          'fake.scale')
     del state[keys[lost]]
     with pytest.raises(RuntimeError, match=f'{keys[lost]} is missing in the '
                                            'state'):
         kind(bits=4).load_state_dict(state, strict=False)
     del state['initialized']  # a part of a state, which says nothing of it
-    assert not kind(bits=4).load_state_dict(
-        state, strict=False).unexpected_keys
+    found = kind(bits=4).load_state_dict(state, strict=False)
+    assert set(found.missing_keys) == {keys[lost], 'initialized'}
+
+
+def test_type_and_bits_are_told_before_what_is_missing():
+    trained = PACTFakeQuantize(bits=4)
+    trained.observe(torch.randn(100))
+    trained.initialize()
+    for other, told in ((LSQFakeQuantize(4), 'PACTFakeQuantize in the state'),
+                        (LSQFakeQuantize(8), 'the state has 4 bits')):
+        with pytest.raises(RuntimeError, match=told):
+            other.load_state_dict(trained.state_dict(), strict=False)
+
+
+class Derived(LSQFakeQuantize):
+    """A user's, which keeps more for itself."""
+
+    def __init__(self, bits=4):
+        super().__init__(bits)
+        self.register_buffer('more', torch.ones(1), persistent=False)
+
+    def _per_channel(self):
+        return *super()._per_channel(), self.more
+
+
+def test_what_is_never_stored_is_not_missed():
+    quantizer = Derived()
+    quantizer.observe(torch.randn(100))
+    quantizer.initialize()
+    Derived().load_state_dict(quantizer.state_dict())
 
 
 def test_a_zero_point_tells_where_metadata_is_lost():
