@@ -55,6 +55,9 @@ def lay_out(graph: GraphModule) -> None:
     for node in _quantizers(graph.graph):
         _keep_range(graph.graph, node)
     for node in list(graph.graph.nodes):
+        if node.target is _ATEN.cat.default:
+            _quantize_alike(graph.graph, node)
+    for node in list(graph.graph.nodes):
         if _is_weight(node) and not all(
                 _is_on_integers(user, node) for user in node.users):
             _unpack(graph, node)
@@ -169,6 +172,28 @@ def _is_at_least(node: Node, bound: float) -> bool:
         # A padded pool has zeros beside them.
         return bound <= 0 and _is_at_least(node.args[0], bound)
     return False
+
+
+# -- concatenations -------------------------------------------------------
+
+def _quantize_alike(graph: Graph, cat: Node) -> None:
+    """Give operands their result's quantizer: XNNPACK's kernel takes no other.
+
+    What is concatenated is quantized to the same values before and after.
+    """
+    readers = list(cat.users)
+    if len(readers) != 1 or (
+            readers[0].target is not _OPS.quantize_per_tensor.default) or (
+            not all(map(_is_dequantized, cat.args[0]))):
+        return
+    numbers, operands = readers[0].args[1:], []
+    with graph.inserting_before(cat):
+        for operand in cat.args[0]:
+            if operand.args[1:] != numbers:
+                operand = _dequantized(graph, graph.call_function(
+                    _OPS.quantize_per_tensor.default, (operand, *numbers)))
+            operands.append(operand)
+    cat.args = (operands, *cat.args[1:])
 
 
 # -- weights of layers in float -------------------------------------------

@@ -149,3 +149,34 @@ def test_without_executorch_the_extra_is_named(x, tmp_path, monkeypatch):
                        r"torchao: pip install 'fpq-openmmlab\[executorch\]'"):
         export_executorch(Block(), tmp_path / 'model.pte', [(x, None)])
     assert format_of('model.pte') is PTE
+
+
+class Concatenates(nn.Module):
+    """Half of the channels go by the other half's layers, as in ShuffleNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU())
+        self.conv = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())
+        self.end = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU())
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        one, other = self.stem(x).chunk(2, 1)
+        x = self.end(torch.cat([one, self.conv(other)], 1))
+        return self.head(self.pool(x).flatten(1))
+
+
+@needs_torch
+@pytest.mark.parametrize('bits', ['w8a8', 'w4a4'])
+def test_operands_of_any_range_are_concatenated(engine, bits, x, tmp_path):
+    model = Concatenates()
+    Recipe(bits=bits, perturbation=None, distillation=None,
+           target='executorch').convert(model)
+    add_joints(model, x, target='executorch')
+    calibrate(model, [x])
+    report = export_executorch(model.eval(), tmp_path / 'model.pte',
+                               [(x, None)])
+    assert report.parity.equal() == 100
+    assert report.moved_weights == 0
+    assert report.kernels.on_integers() == 4

@@ -81,6 +81,28 @@ def test_what_is_quantized_alike_is_quantized_once(x):
         Q, DQ, Q, DQ]
 
 
+def test_operands_of_a_concatenation_are_quantized_as_it(x):
+    """XNNPACK has one step for all of them, and loads no other program."""
+    require_operators()
+
+    def function(x):
+        return fake(torch.cat([fake(x, 0.1, 0), fake(x.sin(), 0.02, 3),
+                               fake(x, 0.05, 2)], 1), 0.05, 2)
+
+    graph = torch.export.export(Of(function), (x, )).run_decompositions(
+        {}).module()
+    lay_out(graph)
+    cat, = [node for node in graph.graph.nodes if 'cat' in str(node.target)]
+    result, = cat.users
+    assert {each.args[1:] for each in cat.args[0]} == {result.args[1:]}
+    found = laid_out(function, x)
+    assert (found.count(Q), found.count(DQ)) == (6, 6)  # two more of each
+    # Read in float it stays as it is.
+    assert laid_out(lambda x: torch.cat(
+        [fake(x, 0.1, 0), fake(x.sin(), 0.02, 3)]) + 1, x) == [
+            Q, DQ, 'sin', Q, DQ, 'cat', 'add']
+
+
 @pytest.mark.parametrize(('before', 'low', 'added'), [
     # The end of the type is above, and a ReLU's zero is below.
     (torch.relu, 0, []),
