@@ -111,7 +111,7 @@ def _move_back(graph: Graph) -> bool:
         if moved.target not in _MOVES or len(moved.users) > 1:
             continue
         source = moved.args[0]
-        if _is_dequantized(source):
+        if _is_dequantized(source) and source.args[1:] == node.args[1:]:
             continue
         with graph.inserting_before(moved):
             before = graph.call_function(

@@ -180,3 +180,28 @@ def test_operands_of_any_range_are_concatenated(engine, bits, x, tmp_path):
     assert report.parity.equal() == 100
     assert report.moved_weights == 0
     assert report.kernels.on_integers() == 4
+
+
+@needs_torch
+@pytest.mark.parametrize('bits', ['w8a8', 'w4a4', 'w2a2'])
+def test_shufflenet_loads(engine, bits, tmp_path):
+    """Its slices' readers have other steps than what is sliced."""
+    from mmpretrain.models import ShuffleNetV2
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 32, 32)
+    model = nn.Sequential(
+        ShuffleNetV2(widen_factor=0.5, out_indices=(3, )), First(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1024, 5)).eval()
+    Recipe(bits=bits, perturbation=None, distillation=None,
+           target='executorch').convert(model)
+    add_joints(model, x, target='executorch')
+    calibrate(model, [x])
+    report = export_executorch(model, tmp_path / 'model.pte', [(x, None)],
+                               tolerance=100)
+    assert report.kernels.on_integers() == len(report.kernels.layers)
+
+
+class First(nn.Module):
+
+    def forward(self, x):
+        return x[0]

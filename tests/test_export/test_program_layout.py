@@ -65,6 +65,9 @@ def test_a_quantizer_goes_before_what_moves_values(x):
     assert laid_out(lambda x: fake(F.max_pool2d(torch.relu(x), 2).flatten(1),
                                    0.01, -128), x) == [
         'relu', Q, DQ, 'max_pool2d', Q, DQ, 'view', Q, DQ]
+    # What was quantized otherwise, too: an engine moves one step's integers.
+    assert laid_out(lambda x: fake(fake(x, 0.1, 0)[:, 1:], 0.3, 1), x) == [
+        Q, DQ, Q, DQ, 'slice', Q, DQ]
     # Another reads it in float: there it stays.
     assert laid_out(lambda x: (lambda y: fake(y, 0.1, 0) + y)(
         F.max_pool2d(x, 2)), x) == ['max_pool2d', Q, DQ, 'add']
