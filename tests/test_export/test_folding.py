@@ -49,6 +49,15 @@ def test_batch_norm_is_folded_where_exact(tmp_path_factory, bits, bias,
                                   trained).long())
 
 
+def with_batch_norm():
+    """A convolution with a batch norm, two layers, and images."""
+    torch.manual_seed(0)
+    x = torch.randn(40, 3, 8, 8)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.Conv2d(6, 6, 1), nn.Flatten(), nn.Linear(216, 4)).eval(), x
+
+
 @pytest.mark.parametrize(('bits', 'gain', 'share'), [
     (4, -1.5, 0.2), (4, 1e-42, 0.2), (8, -1.5, 0.2), (8, 1e-42, 0.2),
     (8, -1.5, 1.0)])
@@ -58,11 +67,7 @@ def test_a_batch_norm_costs_no_integer_kernel(bits, gain, share, tmp_path):
     So -128 becomes 128, which int8 has not, and a step can be none at all.
     Where -127 in its place costs accuracy, the batch norm stays.
     """
-    torch.manual_seed(0)
-    x = torch.randn(40, 3, 8, 8)
-    model = nn.Sequential(
-        nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
-        nn.Conv2d(6, 6, 1), nn.Flatten(), nn.Linear(216, 4)).eval()
+    model, x = with_batch_norm()
     with torch.no_grad():
         model[0].weight[:, 0, 0, 0] = -share  # the lowest of all
         model[1].weight[:3] = gain
@@ -120,11 +125,7 @@ def test_a_negative_gain_does_not_go_into_unsigned_weights(bits, weight,
 
 @pytest.mark.parametrize('backend', ['torch_ao', 'brevitas'])
 def test_weights_trained_for_an_engine_take_any_batch_norm(backend, tmp_path):
-    torch.manual_seed(0)
-    x = torch.randn(40, 3, 8, 8)
-    model = nn.Sequential(
-        nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
-        nn.Conv2d(6, 6, 1), nn.Flatten(), nn.Linear(216, 4)).eval()
+    model, x = with_batch_norm()
     with torch.no_grad():
         model[0].weight[:, 0, 0, 0] = -1.
         model[1].weight.fill_(-1.5)
