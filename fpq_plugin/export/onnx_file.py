@@ -218,7 +218,7 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
         moved_weights=built[best].moved_weights,
         kernels=kernels[-1] if kernels else None,
         lost_kernels=kernels[0].on_integers() - kernels[-1].on_integers()
-        if kernels else 0)
+        if kernels and reason else 0)
 
 
 def _versions(traced: TracedModel, unsigned: bool) -> list[Built]:
