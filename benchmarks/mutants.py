@@ -431,8 +431,9 @@ def main() -> None:
     parser.add_argument('--again', type=Path, metavar='JSON',
                         help='what survived in an earlier result, or has no '
                         'row there')
-    parser.add_argument('--out', type=Path, default=RESULTS)
+    parser.add_argument('--out', type=Path, default=RESULTS, metavar='FOLDER')
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     modules = [module for module in TESTS if not args.modules
                or Path(module).stem in args.modules]
     every = [mutant for module in modules for mutant in mutants_of(module)]
