@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -14,10 +14,10 @@ from .options import FLOAT_BITS
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer of the model, or one parameter that is of no such layer.
+    """One layer of the model, or one tensor that is of no such layer.
 
     Attributes:
-        name (str): The layer's, or the parameter's, name in the model.
+        name (str): The layer's, or the tensor's, name in the model.
         type (str): The layer's class before the swap.
         weight_bits (int): Bits of the weight, 32 for float.
         activation_bits (int): Bits of the input, 32 for float.
@@ -98,8 +98,8 @@ def rows(model: nn.Module, reasons: Mapping[str, str],
 
     Returns:
         list[LayerRow]: A row for each layer with a weight of two or more
-        axes, and for each other parameter of two or more axes, in the order
-        of their modules.
+        axes, and for each other parameter, or buffer that a checkpoint holds,
+        of two or more axes, in the order of their modules.
     """
     modules = dict(model.named_modules())
     layers = {}
@@ -114,11 +114,25 @@ def rows(model: nn.Module, reasons: Mapping[str, str],
     for name, module in modules.items():
         if name in layers:
             found.append(layers[name])
-        for key, parameter in module.named_parameters(name, recurse=False):
-            if parameter.dim() > 1 and id(parameter) not in taken:
-                taken.add(id(parameter))
-                found.append(_parameter_row(key, module, parameter))
+        # A mask of a layer's weight is no weight itself.
+        of_layer = name in layers or '.parametrizations.' in f'.{name}.'
+        for key, value, kind in _own_tensors(module, not of_layer):
+            if value.dim() > 1 and id(value) not in taken:
+                taken.add(id(value))
+                found.append(_tensor_row(f'{name}.{key}'.lstrip('.'), module,
+                                         value, kind))
     return found
+
+
+def _own_tensors(module: nn.Module,
+                 buffers: bool) -> Iterator[tuple[str, Tensor, str]]:
+    """Parameters, and what a checkpoint holds that may be a fixed weight."""
+    for name, parameter in module.named_parameters(recurse=False):
+        yield name, parameter, 'parameter'
+    for name, buffer in module.named_buffers(recurse=False):
+        if (buffers and buffer.is_floating_point()
+                and name not in module._non_persistent_buffers_set):
+            yield name, buffer, 'buffer'
 
 
 def _layer_row(name: str, layer: nn.Module, weight: Tensor,
@@ -134,9 +148,10 @@ def _layer_row(name: str, layer: nn.Module, weight: Tensor,
                     why or 'default')
 
 
-def _parameter_row(name: str, owner: nn.Module, value: Tensor) -> LayerRow:
+def _tensor_row(name: str, owner: nn.Module, value: Tensor,
+                what: str) -> LayerRow:
     kind = type(owner)
     return LayerRow(
         name, kind.__name__, FLOAT_BITS, FLOAT_BITS, tuple(value.shape),
-        f'a parameter; type {kind.__module__}.{kind.__qualname__} not '
+        f'a {what}; type {kind.__module__}.{kind.__qualname__} not '
         'registered')

@@ -57,7 +57,7 @@ def quantize(model: nn.Module, recipe: Recipe,
 
     Returns:
         LayerTable: One row for each layer with a weight of two or more axes,
-        and for each other parameter of two or more axes.
+        and for each other tensor of two or more axes of a checkpoint.
 
     Raises:
         ValueError: If a pattern matches no layer, the model is quantized

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 from fpq_plugin import convert
 
@@ -25,6 +25,17 @@ class Mixing(nn.Module):
         self.scale = nn.Parameter(torch.ones(5))
 
 
+class Projecting(nn.Module):
+    """A fixed weight, beside what is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('basis', torch.ones(3, 5))
+        self.register_buffer('index', torch.ones(3, 5, dtype=torch.long))
+        self.register_buffer('mean', torch.ones(5))
+        self.register_buffer('cache', torch.ones(3, 5), persistent=False)
+
+
 LAYERS = {
     'lstm': (lambda: nn.LSTM(4, 8, bidirectional=True, proj_size=3),
              lambda m: [p for p in m.parameters() if p.dim() > 1]),
@@ -34,6 +45,9 @@ LAYERS = {
     'embedding': (lambda: nn.Embedding(7, 4), lambda m: [m.weight]),
     'bag': (lambda: nn.EmbeddingBag(7, 4), lambda m: [m.weight]),
     'own': (Mixing, lambda m: [m.mix]),
+    'fixed': (Projecting, lambda m: [m.basis]),
+    'pruned': (lambda: prune.random_unstructured(
+        nn.Bilinear(3, 4, 5), 'weight', 0.5), lambda m: [m.weight]),
     'normed': (lambda: nn.utils.weight_norm(nn.Bilinear(3, 4, 5)),
                lambda m: [m.weight]),
     'new_normed': (lambda: parametrizations.weight_norm(nn.Bilinear(3, 4, 5)),

@@ -1,4 +1,4 @@
-"""What torch's tracers see of modules whose Python decides at each call."""
+"""What torch's tracers and transforms see of modules that decide in Python."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import Proxy
+
+from .versions import is_compiling
 
 _in_torch_export = getattr(torch.compiler, 'is_exporting', lambda: False)
 
@@ -18,6 +20,14 @@ def is_exporting() -> bool:
     (since 2.7), ``torch.export``; not ``torch.compile``.
     """
     return torch.jit.is_tracing() or _in_torch_export()
+
+
+def is_transforming() -> bool:
+    """Whether a transform of ``torch.func`` (grad, vmap, jvp...) is active.
+
+    It takes no ``autograd.Function`` whose forward saves tensors itself.
+    """
+    return not is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def whole_call(module: nn.Module, args: tuple,

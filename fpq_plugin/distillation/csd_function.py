@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._compat.kernels import compiled, constant
+from .._compat.tracing import is_transforming
 from .._compat.versions import is_compiling
 
 
@@ -232,7 +233,7 @@ def csd(student: Tensor,
     """
     if student.numel() == 0 and not joint:
         return student, student.sum(dtype=_wide(student))
-    if is_compiling() and not joint:
+    if (is_compiling() or is_transforming()) and not joint:
         channel = max(set(range(student.dim())) - set(dims))
         loss, *_ = _loss.plain(
             _as_maps(student, channel), _as_maps(teacher, channel), 0 in dims,

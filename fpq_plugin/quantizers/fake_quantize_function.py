@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._compat.kernels import CompiledFunction, compiled, constant
-from .._compat.tracing import is_exporting
+from .._compat.tracing import is_exporting, is_transforming
 from .grid import along_channels
 
 _MOST_ROWS = 2**10
@@ -209,6 +209,24 @@ class FakeQuantizeFunction(Function):
         return grad_x, grad_scale, *(None, ) * 6
 
 
+def _straight_through(x: Tensor, scale: Tensor, zero_point: Tensor,
+                      quant_min: int, quant_max: int,
+                      grad_factor: float) -> Tensor:
+    """The same in torch's operators alone, which torch.func transforms.
+
+    To the values is added ``x inside + s d x_hat / d s`` less itself: 0, with
+    the gradients of the surrogate.
+    """
+    dtype = _compute_dtype(x)
+    fixed = scale.detach()
+    slopes = _slopes(x.detach(), fixed, zero_point, quant_min, quant_max)
+    step = (scale - fixed) * _sign(fixed) * grad_factor
+    change = (x.to(dtype) - x.detach().to(dtype)) * slopes[0] + (
+        step.to(dtype) * slopes[1])
+    out = _quantize.plain(x.detach(), fixed, zero_point, quant_min, quant_max)
+    return out + change.to(out.dtype)
+
+
 def fake_quantize(x: Tensor,
                   scale: Tensor,
                   zero_point: Tensor,
@@ -240,6 +258,10 @@ def fake_quantize(x: Tensor,
         return _quantize.plain(x, along_channels(scale, x, ch_axis),
                                along_channels(zero_point, x, ch_axis),
                                quant_min, quant_max)
+    if is_transforming():
+        return _straight_through(x, along_channels(scale, x, ch_axis),
+                                 along_channels(zero_point, x, ch_axis),
+                                 quant_min, quant_max, grad_factor)
     # Inside of the function gradients are off.
     trains = torch.is_grad_enabled()
     return FakeQuantizeFunction.apply(x, scale, zero_point, quant_min,

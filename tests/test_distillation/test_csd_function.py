@@ -134,6 +134,15 @@ def test_a_graph_computes_the_same(dims, monkeypatch):
         *(torch.autograd.grad(loss, student)[0] for loss in (traced, plain)))
 
 
+def test_torch_func_gets_the_same_gradients():
+    student, teacher = torch.randn(2, 3, 4, 5, 5)
+    _, loss = csd(student.requires_grad_(), teacher, (0, 2, 3), 1e-5)
+    found = torch.func.grad(
+        lambda s: csd(s, teacher, (0, 2, 3), 1e-5)[1])(student.detach())
+    torch.testing.assert_close(
+        found, torch.autograd.grad(loss, student)[0])
+
+
 def test_one_element_in_all_is_its_own_mean():
     moments = tuple(torch.full((1, 3, 1), value)
                     for value in (2.0, 0.0, -1.0, 0.0, 0.0))

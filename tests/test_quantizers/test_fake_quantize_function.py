@@ -8,7 +8,10 @@ import torch
 from frozen import Frozen
 from hypothesis import given
 from methods import calibrated, each, make, tensors, upstream_of
+from torch import nn
+from torch.func import functional_call, vmap
 
+import fpq_plugin
 from fpq_plugin import (
     LSQFakeQuantize,
     LSQPlusFakeQuantize,
@@ -85,6 +88,57 @@ def test_hessian_products_equal_the_references(cls, reference, weight, case):
     theirs = hessian_product(lambda *v: reference(Frozen(), quantizer, *v))
     for own, other in zip(ours, theirs):
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4)
+
+
+@each
+@given(case=tensors())
+def test_torch_func_gets_the_same_values_and_gradients(
+        cls, reference, weight, case):
+    bits, x = case
+    quantizer = calibrated(cls, weight, bits, x).eval()
+    names, values = zip(('x', x), *quantizer.named_parameters())
+    out = quantizer(x.requires_grad_())
+    upstream = upstream_of(out)
+    wanted = torch.autograd.grad(out, values, upstream)
+    fixed = {name: value.detach() for name, value in zip(names, values)}
+
+    def total(inputs):
+        own = {k: v for k, v in inputs.items() if k != 'x'}
+        found = functional_call(quantizer, own, (inputs['x'], ))
+        return (found * upstream).sum(), found
+
+    grads, again = torch.func.grad(total, has_aux=True)(fixed)
+    torch.testing.assert_close(again, out, rtol=1e-6, atol=1e-6)
+    tight = dict(rtol=1e-5, atol=1e-5)
+    for name, other in zip(names, wanted):
+        torch.testing.assert_close(grads[name], other, **tight)
+    if cls is TorchAOFakeQuantize:
+        return  # torch's operator has no forward mode
+    # Along the same gradients, forward: their squares' sum.
+    _, slope = torch.func.jvp(lambda i: total(i)[0], (fixed, ), (grads, ))
+    torch.testing.assert_close(
+        slope, sum(g.square().sum() for g in grads.values()), **tight)
+
+
+def test_torch_func_gives_each_samples_gradients():
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(),
+                          nn.Linear(48, 4))
+    x = torch.randn(5, 1, 6, 6)
+    fpq_plugin.convert(model)
+    fpq_plugin.calibrate(model, [x])
+    model.eval()
+    fixed = {k: v.detach() for k, v in model.named_parameters()}
+
+    def loss(parameters, sample):
+        out = functional_call(model, parameters, (sample[None], ))
+        return out.square().sum()
+
+    found = vmap(torch.func.grad(loss), (None, 0))(fixed, x)
+    for i, sample in enumerate(x):
+        wanted = torch.autograd.grad(
+            model(sample[None]).square().sum(), list(model.parameters()))
+        for name, other in zip(fixed, wanted):
+            torch.testing.assert_close(found[name][i], other)
 
 
 @each
