@@ -19,9 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 import onnx_ir as ir
+import torch
 from onnx import version_converter
 from torch import Tensor, nn
 
@@ -41,6 +43,7 @@ from .lowering import (
     number_of,
     store_weights,
 )
+from .outputs import OUTPUT, named_tensors, structure_of
 from .padding import fold_padding
 from .parity import some_images
 from .rewriting import finish_graph, read_graph
@@ -81,6 +84,8 @@ class TracedModel:
         plain (bool): Whether it is as torch traced it.
         target (Target): What is to take the files.
         batch_size (int, optional): The files' batch size, None if free.
+        structure (Any): How the model returns its tensors, see
+            :func:`.outputs.structure_of`; None if it is one alone.
     """
 
     model: nn.Module
@@ -90,6 +95,7 @@ class TracedModel:
     plain: bool
     target: Target
     batch_size: int | None
+    structure: Any = None
 
     def build(self, integer_biases: bool = True,
               unsigned_weights: bool = False,
@@ -140,7 +146,8 @@ def trace_model(model: nn.Module,
     """Trace a quantized torch model, to build ONNX models from.
 
     Args:
-        model (nn.Module): In eval mode, takes and returns one tensor.
+        model (nn.Module): In eval mode, takes one tensor and returns one, or
+            tuples, lists and dicts of them.
         example (Tensor): Images, (N, ...), any number of them.
         target (Target): What is to take the file. Defaults to STANDARD.
         batch_size (int, optional): The file's batch size. Defaults to None,
@@ -165,8 +172,12 @@ def trace_model(model: nn.Module,
                                        batch_size=batch_size)
     images = some_images(example, batch_size or MOST_TRACED)
     built = _folded(graph, images, batch_size)
-    return TracedModel(model, images, found, ir.to_proto(built), plain,
-                       target, batch_size)
+    with torch.no_grad():
+        answer = model(images)
+    return TracedModel(
+        model, images, found, ir.to_proto(built), plain, target, batch_size,
+        None if list(named_tensors(answer)) == [OUTPUT] else
+        structure_of(answer))
 
 
 def _folded(graph: onnx.ModelProto, images: Tensor,
@@ -185,7 +196,7 @@ def build_onnx(model: nn.Module,
     """Build the ONNX model of a quantized torch model, for onnxruntime.
 
     Args:
-        model (nn.Module): In eval mode, takes and returns one tensor.
+        model (nn.Module): As for :func:`trace_model`.
         example (Tensor): Images, (N, ...), any number of them.
         integer_biases (bool): As for :meth:`TracedModel.build`. Defaults to
             True.

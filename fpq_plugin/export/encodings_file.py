@@ -39,7 +39,7 @@ def export_encodings(model: nn.Module,
 
     Args:
         model (nn.Module): A quantized model of any backend with 4 bits or
-            more, on the CPU; it takes and returns one tensor. Its training
+            more, on the CPU; see :func:`.export_onnx`. Its training
             mode is as before when this returns.
         path (str | os.PathLike): The file of encodings to write. The ONNX
             file has its name with '.onnx' behind.
@@ -85,8 +85,7 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
     parity.refuse(tolerance)
     for size in () if batch_size else OTHER_SIZES:
         compare_batch_of(size, model, run, example, parity)
-    add_metadata(built, model, {
-        **source, 'batch_size': str(batch_size or 'free')})
+    add_metadata(built, traced, source)
     network = content_of(built)
     text = json.dumps(encodings, indent=1).encode()
     write_whole(f'{path}.onnx', lambda file: file.write(network))
@@ -103,7 +102,7 @@ def check_encodings(model: nn.Module, example: Tensor) -> None:
     """Build the encodings in memory: what cannot be exported raises.
 
     Args:
-        model (nn.Module): In eval mode, takes and returns one tensor.
+        model (nn.Module): In eval mode.
         example (Tensor): An input, (N, ...).
 
     Raises:

@@ -31,13 +31,14 @@ class OpenedFile:
     """A file that an engine has opened.
 
     Attributes:
-        run (Callable): From inputs (N, ...) to the answers.
+        run (Callable): From inputs (N, ...) to the answers, as the model
+            returned them.
         engine (str): The engine, for messages.
         batch_size (int, optional): The only N that it takes. Defaults to
             None, any.
     """
 
-    run: Callable[[Tensor], Tensor]
+    run: Callable[[Tensor], Any]
     engine: str
     batch_size: int | None = None
 

@@ -28,6 +28,7 @@ from ..targets import ONNXRUNTIME, OPENVINO, Target, target_of
 from ..version import __version__
 from .exportable import checked_path, compared_batches, unwrapped
 from .formats import FileFormat, OpenedFile, register_format
+from .outputs import SEVERAL
 from .parity import (
     OTHER_SIZES,
     TOLERANCE,
@@ -63,15 +64,16 @@ def exported_layers(model: nn.Module) -> tuple[ExportedLayer, ...]:
         for name, layer in quantized_layers(model).items())
 
 
-def add_metadata(built: ir.Model, model: nn.Module,
+def add_metadata(built: ir.Model, traced: TracedModel,
                  source: dict[str, str]) -> None:
     """Write bits, the scales' source and versions into the file.
 
     Args:
         built (ir.Model): The exported model, changed in place.
-        model (nn.Module): The model it was made from.
+        traced (TracedModel): The model it was made from.
         source (dict[str, str]): Where the weights come from.
     """
+    model = traced.model
     kinds = {
         type(part).__name__
         for layer in quantized_layers(model).values()
@@ -88,9 +90,12 @@ def add_metadata(built: ir.Model, model: nn.Module,
         'fpq.onnx': version('onnx'),
         'fpq.scales': ', '.join(sorted(kinds)),
         'fpq.bits': json.dumps(layers, separators=(',', ':')),
+        'fpq.batch_size': str(traced.batch_size or 'free'),
         **{f'fpq.{key}': value
            for key, value in source.items()}
     })
+    if traced.structure is not None:
+        built.metadata_props[SEVERAL] = json.dumps(traced.structure)
     built.producer_name = 'fpq-openmmlab'
     built.producer_version = __version__
 
@@ -114,9 +119,10 @@ def export_onnx(model: nn.Module,
     calibration leave no trace. A file is written completely, or not at all.
 
     Args:
-        model (nn.Module): A quantized model of any backend, on the CPU; it
-            takes and returns one tensor. Its training mode is as before when
-            this returns.
+        model (nn.Module): A quantized model of any backend, on the CPU. It
+            takes one tensor and returns one, or tuples, lists and dicts of
+            them (:mod:`.outputs`). Its training mode is as before when this
+            returns.
         path (str | os.PathLike): The file to write.
         batches (Iterable[Batch]): Real inputs (N, ...), each with labels (N,)
             or None, that the trained and the exported model are compared on.
@@ -178,9 +184,7 @@ def _export(model: nn.Module, path: Path, batches: Iterable[Batch],
     built = _versions(traced, unsigned)
     for each in built:
         refuse_unfit_for(target, each.model)
-        add_metadata(each.model, model, {
-            **source, 'target': target.name,
-            'batch_size': str(batch_size or 'free')})
+        add_metadata(each.model, traced, {**source, 'target': target.name})
     contents = [content_of(each.model) for each in built]
     opened = opener_of(target)
     # Without its engine a file is computed as it says, in float.
@@ -246,7 +250,7 @@ def check_onnx(model: nn.Module, example: Tensor,
     """Build the model as ONNX in memory: what cannot be exported raises.
 
     Args:
-        model (nn.Module): In eval mode, takes and returns one tensor.
+        model (nn.Module): In eval mode; see :func:`export_onnx`.
         example (Tensor): An input, (N, ...).
         target (str, optional): The engine. Defaults to None, any.
 

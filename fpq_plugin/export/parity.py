@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor, nn
+
+from .outputs import tensors_of
 
 # Points of top-1 that may be lost.
 TOLERANCE = 0.1
@@ -48,6 +51,9 @@ class Parity:
         top1_trained (float, optional): Top-1 of the trained model, in %, if
             there are labels and outputs are (N, C).
         top1_exported (float, optional): The same of the exported one.
+        outputs (tuple[Parity, ...]): Of a model with several outputs that of
+            each; what stands here then is of the one that differs most for
+            its spread. Defaults to none.
     """
 
     images: int
@@ -58,6 +64,7 @@ class Parity:
     other_class: int
     top1_trained: float | None
     top1_exported: float | None
+    outputs: tuple[Parity, ...] = ()
 
     def equal(self) -> float | None:
         """Share of answers of the same class, in %; None without any."""
@@ -67,7 +74,11 @@ class Parity:
 
     def as_dict(self) -> dict:
         """All figures, for JSON."""
-        return {**asdict(self), 'equal': self.equal()}
+        found = {**asdict(self), 'equal': self.equal()}
+        found.pop('outputs')
+        if self.outputs:
+            found['outputs'] = [each.as_dict() for each in self.outputs]
+        return found
 
     def holds(self, tolerance: float) -> bool:
         """Whether the models are the same.
@@ -159,51 +170,106 @@ def with_progress(
 
 @torch.no_grad()
 def measure_parity(trained: nn.Module,
-                   exported: Sequence[Callable[[Tensor], Tensor]],
+                   exported: Sequence[Callable[[Tensor], Any]],
                    batches: Iterable[Batch]) -> list[Parity]:
     """Run the trained model and exported ones on all batches.
 
     Args:
         trained (nn.Module): The trained model, in eval mode. Axis 1 of its
-            output holds the classes, if there is more than one.
+            output holds the classes, if there is more than one; of several
+            outputs the distances alone are measured.
         exported (Sequence[Callable]): Each from inputs to outputs.
         batches (Iterable[Batch]): What to run them on.
 
     Returns:
         list[Parity]: The comparison with each exported model.
     """
-    ours, labels = [], []
-    theirs: list[list[Tensor]] = [[] for _ in exported]
-    for inputs, wanted in batches:
-        ours.append(trained(inputs))
-        labels.append(wanted)
-        for run, outputs in zip(exported, theirs):
-            outputs.append(run(inputs))
-    known = all(wanted is not None for wanted in labels)
-    return [
-        _compare(torch.cat(ours), torch.cat(outputs),
-                 torch.cat(labels) if known else None) for outputs in theirs
-    ]
+    images, tallies = 0, None
+    for inputs, labels in batches:
+        images += len(inputs)
+        ours = tensors_of(trained(inputs))
+        if tallies is None:
+            tallies = [[_Tally(len(ours) == 1) for _ in ours]
+                       for _ in exported]
+        for run, each in zip(exported, tallies):
+            theirs = tensors_of(run(inputs))
+            for tally, own, other in zip(each, ours, theirs, strict=True):
+                tally.add(own, other, labels)
+    assert tallies is not None, 'no batch'
+    return [_worst([tally.parity(images) for tally in each])
+            for each in tallies]
 
 
-def _compare(ours: Tensor, theirs: Tensor, labels: Tensor | None) -> Parity:
-    ours, theirs = ours.double(), theirs.double()
-    far = (ours - theirs).abs()
-    largest = ours.abs().max()
-    answers = other = 0
-    top1: list[float | None] = [None, None]
-    if ours.ndim > 1 and ours.shape[1] > 1:
+class _Tally:
+    """Counts of one output over batches, which need not be kept.
+
+    Args:
+        has_classes (bool): Whether axis 1 may hold classes.
+    """
+
+    def __init__(self, has_classes: bool) -> None:
+        self.has_classes = has_classes
+        self.elements = self.answers = self.other = 0
+        self.far = self.far_sum = self.largest = 0.0
+        self.shift, self.sum, self.squares = 0.0, 0.0, 0.0
+        self.right: list[int] | None = [0, 0]
+
+    def add(self, ours: Tensor, theirs: Tensor,
+            labels: Tensor | None) -> None:
+        """Count a batch."""
+        ours, theirs = ours.double(), theirs.double()
+        if not ours.numel():
+            return
+        if not self.elements:  # of a constant output nothing is left
+            self.shift = float(ours.flatten()[0])
+        far = (ours - theirs).abs()
+        largest = float(ours.abs().max())
+        moved = ours - self.shift
+        self.elements += ours.numel()
+        # max() of Python would lose a NaN.
+        self.far = float(torch.tensor([self.far, float(far.max())]).max())
+        self.far_sum += float(far.sum())
+        self.largest = max(self.largest, largest)
+        self.sum += float(moved.sum())
+        self.squares += float(moved.square().sum())
+        if self.has_classes and ours.ndim > 1 and ours.shape[1] > 1:
+            self._add_classes(ours, theirs, labels, ROUNDING * largest)
+
+    def _add_classes(self, ours: Tensor, theirs: Tensor,
+                     labels: Tensor | None, rounding: float) -> None:
         classes = [x.argmax(1, keepdim=True) for x in (ours, theirs)]
         lost = ours.amax(1, keepdim=True) - ours.gather(1, classes[1])
-        answers = lost.numel()
-        other = int((lost > ROUNDING * largest).sum())
-        if labels is not None and ours.ndim == 2:
-            top1 = [100 * float((c[:, 0] == labels).double().mean())
-                    for c in classes]
-    return Parity(
-        len(ours), float(far.max()), float(far.mean()),
-        float(ours.std(correction=0)) or float(largest), answers, other,
-        *top1)
+        self.answers += lost.numel()
+        self.other += int((lost > rounding).sum())
+        if labels is None or ours.ndim > 2:
+            self.right = None
+        elif self.right is not None:
+            self.right = [known + int((c[:, 0] == labels).sum())
+                          for known, c in zip(self.right, classes)]
+
+    def parity(self, images: int) -> Parity:
+        """What was counted, of so many images."""
+        count = max(self.elements, 1)
+        variance = self.squares / count - (self.sum / count)**2
+        top1 = [None, None] if not self.answers or self.right is None else [
+            100 * right / images for right in self.right]
+        return Parity(
+            images, self.far, self.far_sum / count,
+            math.sqrt(max(variance, 0.0)) or self.largest, self.answers,
+            self.other, *top1)
+
+
+def _worst(outputs: list[Parity]) -> Parity:
+    """That of the output that differs most for its spread, and all."""
+    if len(outputs) == 1:
+        return outputs[0]
+
+    def badness(parity: Parity) -> float:
+        if not math.isfinite(parity.largest_difference):
+            return math.inf
+        return parity.mean_difference / (parity.spread or 1.0)
+
+    return replace(max(outputs, key=badness), outputs=tuple(outputs))
 
 
 # -- images: which, and how many at once ----------------------------------
@@ -283,7 +349,7 @@ def alike(batches: Iterable[Batch], example: Tensor) -> Iterator[Batch]:
 
 
 def compare_batch_of(size: int, model: nn.Module,
-                     exported: Callable[[Tensor], Tensor], example: Tensor,
+                     exported: Callable[[Tensor], Any], example: Tensor,
                      known: Parity) -> None:
     """Compare two models with so many images in a batch.
 
@@ -312,15 +378,18 @@ def compare_batch_of(size: int, model: nn.Module,
         raise ParityError(
             f'not exported: with a batch of {size} the file fails: {error}. '
             f'{WAY_OUT}') from error
-    limit = MEAN_DIFFERENCE * known.spread
-    if found.mean_difference <= limit:
-        return
-    with torch.no_grad():
-        # These images may be ones that differ by more than the others do.
-        limit += some_images(
-            (exported(example) - model(example)).abs(), size).mean().item()
-    if not found.mean_difference <= limit:
-        raise ParityError(
-            f'not exported: with a batch of {size} outputs differ by '
-            f'{found.mean_difference:.3g} on average, of a spread of '
-            f'{known.spread:.3g}. {WAY_OUT}')
+    for number, (here, before) in enumerate(zip(
+            found.outputs or [found], known.outputs or [known])):
+        limit = MEAN_DIFFERENCE * before.spread
+        if here.mean_difference <= limit:
+            continue
+        with torch.no_grad():
+            # These images may be ones that differ by more than the others do.
+            pair = [tensors_of(run(example))[number]
+                    for run in (exported, model)]
+        limit += some_images((pair[0] - pair[1]).abs(), size).mean().item()
+        if not here.mean_difference <= limit:
+            raise ParityError(
+                f'not exported: with a batch of {size} outputs differ by '
+                f'{here.mean_difference:.3g} on average, of a spread of '
+                f'{before.spread:.3g}. {WAY_OUT}')

@@ -231,8 +231,9 @@ def build_program(model: nn.Module,
     out = model(images)
     if not isinstance(out, Tensor):
         raise ValueError(
-            'not exported: the model must return one tensor, and '
-            f'{type(model).__name__} returns a {type(out).__name__}')
+            'not exported: a program returns one tensor, and '
+            f'{type(model).__name__} a {type(out).__name__}: an .onnx file '
+            'takes it')
     replaced = (_operators_of(model, images, target) if quantized else
                 (dict.fromkeys(found, _identity), {}))
     with rounded_biases(model), _replaced(*replaced):

@@ -268,7 +268,9 @@ class ExportReport:
                 + ('' if equal is None else f'equal class {equal:.2f} %, ') +
                 f'outputs differ by {parity.largest_difference:.2g} at most, '
                 f'{parity.mean_difference:.2g} on average (spread '
-                f'{parity.spread:.2g})')
+                f'{parity.spread:.2g})' + (
+                    f', of the {len(parity.outputs)} outputs the one that '
+                    'does most' if parity.outputs else ''))
         if parity.top1_trained is not None:
             text += (f'; top-1 {parity.top1_exported:.2f} %, trained{late} '
                      f'{parity.top1_trained:.2f} %')

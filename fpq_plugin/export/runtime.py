@@ -7,11 +7,13 @@ it is for that, and there.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -21,8 +23,8 @@ from torch import Tensor
 from ..targets import ONNXRUNTIME, OPENVINO, Target, known_targets, target_of
 from .formats import OpenedFile
 from .lowering import LAYER, array_of
+from .outputs import INPUT, SEVERAL, arranged, tensors_of
 from .timing import Run
-from .tracing import INPUT
 
 
 def open_session(model: bytes, unpack: bool = False) -> Run:
@@ -35,7 +37,7 @@ def open_session(model: bytes, unpack: bool = False) -> Run:
             elsewhere. Defaults to False, as onnxruntime does it.
 
     Returns:
-        Callable: From an input to the model's output.
+        Callable: From an input to the model's output, or the tuple of them.
     """
     import onnxruntime
 
@@ -51,10 +53,15 @@ def open_session(model: bytes, unpack: bool = False) -> Run:
         model, options, providers=['CPUExecutionProvider'])
     name = session.get_inputs()[0].name
 
-    def run(x: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+    def run(x: Tensor) -> Any:
+        return _one_or_all(session.run(None, {name: x.numpy()}))
 
     return run
+
+
+def _one_or_all(arrays: Sequence[Any]) -> Any:
+    tensors = tuple(map(torch.from_numpy, arrays))
+    return tensors[0] if len(tensors) == 1 else tensors
 
 
 def open_in_openvino(model: bytes) -> Run:
@@ -64,7 +71,7 @@ def open_in_openvino(model: bytes) -> Run:
         model (bytes): The content of an ONNX file.
 
     Returns:
-        Callable: From an input to the model's output.
+        Callable: From an input to the model's output, or the tuple of them.
     """
     import openvino
 
@@ -75,8 +82,10 @@ def open_in_openvino(model: bytes) -> Run:
         'INFERENCE_PRECISION_HINT': 'f32'})
     request = compiled.create_infer_request()
 
-    def run(x: Tensor) -> Tensor:
-        return torch.from_numpy(request.infer({0: x.numpy()})[0].copy())
+    def run(x: Tensor) -> Any:
+        found = request.infer({0: x.numpy()})
+        return _one_or_all([found[number].copy()
+                            for number in range(len(compiled.outputs))])
 
     return run
 
@@ -100,7 +109,10 @@ def opener_of(target: Target) -> Callable[[bytes], Run] | None:
 
 def open_file(path: str | os.PathLike,
               engine: str | None = None) -> OpenedFile:
-    """Open an ONNX file of one input and one output, by any tool.
+    """Open an ONNX file of one input, by any tool.
+
+    Several outputs come as the exported model returned them; in a tuple,
+    where the file does not say how.
 
     Args:
         path (str | os.PathLike): The file.
@@ -112,7 +124,7 @@ def open_file(path: str | os.PathLike,
         OpenedFile: What runs it.
 
     Raises:
-        ValueError: If the file has more inputs or outputs.
+        ValueError: If the file has more inputs.
         ImportError: If the engine is missing or multiplies wrongly.
     """
     content = Path(path).read_bytes()
@@ -124,23 +136,35 @@ def open_file(path: str | os.PathLike,
                       else ONNXRUNTIME.name)
     made = {init.name for init in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in made]
-    if len(inputs) != 1 or len(model.graph.output) != 1:
-        raise ValueError(
-            f'{os.fspath(path)!r} has {len(inputs)} inputs and '
-            f'{len(model.graph.output)} outputs: one of each is taken')
+    if len(inputs) != 1:
+        raise ValueError(f'{os.fspath(path)!r} has {len(inputs)} inputs: one '
+                         'is taken')
     size = inputs[0].type.tensor_type.shape.dim[0].dim_value or None
+    held = partial(_held, notes.get(SEVERAL))
     if name == OPENVINO.name:
         if find_spec('openvino') is None:
             raise ImportError("engine 'openvino' needs openvino: pip install "
                               "'fpq-openmmlab[openvino]'")
-        return OpenedFile(open_in_openvino(content), 'OpenVINO', size)
+        return OpenedFile(held(open_in_openvino(content)), 'OpenVINO', size)
     in_float = not engine and not target.measured
     if not in_float:
         refuse_wrong_products(ONNXRUNTIME)
     return OpenedFile(
-        open_session(content, unpack=in_float), 'onnxruntime' + (
+        held(open_session(content, unpack=in_float)), 'onnxruntime' + (
             f', in float: the file is for {target.title}' if in_float else ''),
         size)
+
+
+def _held(structure: str | None, run: Run) -> Run:
+    """``run`` with its outputs held as a file's metadata say."""
+    if structure is None:
+        return run
+    known = json.loads(structure)
+
+    def held(x: Tensor) -> Any:
+        return arranged(tensors_of(run(x)), known)
+
+    return held
 
 
 @lru_cache

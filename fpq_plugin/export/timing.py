@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 from torch import Tensor
 
-Run = Callable[[Tensor], Tensor]
-"""From an input to a model's output."""
+Run = Callable[[Tensor], Any]
+"""From an input to a model's output, a tuple if there are several."""
 
 
 def latencies(runs: list[Run], x: Tensor,

@@ -28,11 +28,11 @@ from torch.autograd import Function
 from .._compat.versions import onnx_tracer_options
 from ..quantizers import Quantizer
 from .lowering import MARK, array_of, is_constant
+from .outputs import INPUT, OUTPUT, FlatModel, named_tensors
 from .parity import WAY_OUT, some_images
 from .rewriting import add_constant, read_graph
 
 DOMAIN = 'fpq'
-INPUT, OUTPUT = 'input', 'output'
 # The newest that every supported torch writes.
 TRACED_OPSET = 17
 
@@ -84,34 +84,36 @@ def trace(model: nn.Module,
     calibration leave nothing.
 
     Args:
-        model (nn.Module): Takes and returns one tensor; in eval mode.
+        model (nn.Module): Takes one tensor, returns any; in eval mode.
         quantizers (Sequence[Quantizer]): Those of the model. Each call of
             ``quantizers[i]`` becomes one node ``fpq::FakeQuantize`` with the
             attribute ``number = i``.
         example (Tensor): An input, the first axis is the batch.
         marked (bool): False leaves the quantizers out, which gives the
             full-precision model. Defaults to True.
-        free (bool): Whether the graph's input and output have a free batch
+        free (bool): Whether the graph's input and outputs have a free batch
             size. Defaults to True.
 
     Returns:
-        onnx.ModelProto: The graph, its tensors ``input`` and ``output``.
+        onnx.ModelProto: The graph, its tensors ``input`` and ``output``, or
+        several as :func:`.outputs.named_tensors` names them.
 
     Raises:
-        ValueError: If the model does not return one tensor, or torch cannot
+        ValueError: If the model returns more than tensors, or torch cannot
             trace it.
     """
-    out = model(example)
-    if not isinstance(out, Tensor):
-        raise ValueError(
-            'not exported: the model must return one tensor, and '
-            f'{type(model).__name__} returns a {type(out).__name__}')
+    answers = named_tensors(model(example))
+    kind = type(model).__name__
+    if list(answers) != [OUTPUT]:
+        model = FlatModel(model)
     options = onnx_tracer_options()
     if marked:
         options['custom_opsets'] = {DOMAIN: 1}
     if free:
+        batched = [name for name, value in answers.items()
+                   if value.dim() and len(value) == len(example)]
         options['dynamic_axes'] = {
-            name: {0: 'batch'} for name in (INPUT, OUTPUT)}
+            name: {0: 'batch'} for name in (INPUT, *batched)}
     content = io.BytesIO()
     with _replaced(quantizers, marked), warnings.catch_warnings():
         # What became a constant is found by comparing traces.
@@ -124,11 +126,11 @@ def trace(model: nn.Module,
                 content,
                 opset_version=TRACED_OPSET,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=list(answers),
                 **options)
         except Exception as error:
-            raise ValueError('not exported: torch cannot trace '
-                             f'{type(model).__name__}: {error}') from error
+            raise ValueError(f'not exported: torch cannot trace {kind}: '
+                             f'{error}') from error
     return onnx.load_from_string(content.getvalue())
 
 
@@ -162,7 +164,7 @@ def trace_any_batch(model: nn.Module,
     """Trace a model so that nothing of the traced images stays in it.
 
     Args:
-        model (nn.Module): Takes and returns one tensor; in eval mode.
+        model (nn.Module): Takes one tensor, returns any; in eval mode.
         quantizers (Sequence[Quantizer]): As for :func:`trace`.
         example (Tensor): Images, (N, ...), any number of them.
         marked (bool): As for :func:`trace`. Defaults to True.

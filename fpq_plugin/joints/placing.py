@@ -90,19 +90,25 @@ class _Places:
         self._let_die()
         wanted = self._wanted()
         joints = list(self._biases())
+        tied: set[str] = set()
         for value in self._roots():
             readers = self._layers_reading(value)
             place = self._place(value) if value in wanted else None
             groups = self._groups(readers)
             if place is not None:
                 own = next((group for group in groups
-                            if self._bits(group[0]) == self.bits), [])
+                            if self._bits(group[0]) == self.bits
+                            and len(self._tensors(group[0])) == 1), [])
                 joints.append(Joint(*place, tuple(own), wanted[value]))
                 groups = [group for group in groups if group is not own]
             joints += [Joint(name, 'gate', (), 'gate')
                        for name in self._gates_reading(value)]
-            joints += [Joint(None, 'entry', tuple(group), 'one tensor')
-                       for group in groups if len(group) > 1]
+            joints += [
+                Joint(None, 'entry', tuple(group), 'one tensor'
+                      if len(self._tensors(group[0])) == 1 else
+                      'the same tensors')
+                for group in groups if len(group) > 1 and not tied & {*group}]
+            tied.update(*groups)
         left = [f'{op.kind} in {self._owner(op)}: {why}'
                 for op, why in self.bad.items()]
         return Placing(tuple(joints), tuple(dict.fromkeys(left)))
@@ -246,15 +252,16 @@ class _Places:
     def _layers_reading(self, value: Value) -> list[str]:
         return list(dict.fromkeys(
             op.layer for op in _readers(value)
-            if self._quantizes(op) and self._reads_one(op.layer)))
+            if self._quantizes(op)))
 
-    def _reads_one(self, layer: str) -> bool:
-        """Whether a layer reads one tensor, however often it is called."""
-        return len({root(value) for op in self.seen.ops if op.layer == layer
-                    for value in op.inputs}) == 1
+    def _tensors(self, layer: str) -> set[Value]:
+        """What a layer reads: more than one, if a head is shared by levels.
+        """
+        return {root(value) for op in self.seen.ops if op.layer == layer
+                for value in op.inputs}
 
     def _groups(self, layers: list[str]) -> list[list[str]]:
-        """Layers whose input quantizers are alike."""
+        """Layers that read the same, with input quantizers alike."""
         groups: list[list[str]] = []
         for name in layers:
             if not isinstance(self._quantizer(name), BaseFakeQuantize):
@@ -272,6 +279,7 @@ class _Places:
         a, b = self._quantizer(one), self._quantizer(other)
         # Trained steps are not exchanged for others.
         return (type(a) is type(b) and describe(a) == describe(b)
+                and self._tensors(one) == self._tensors(other)
                 and a.num_bits == b.num_bits and _trained(a) == _trained(b)
                 and (a is b or not a.is_initialized()
                      and not b.is_initialized()))

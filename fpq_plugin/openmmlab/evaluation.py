@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..export.formats import OpenedFile, format_of
+from ..export.outputs import arranged, structure_of, tensors_of
 from .checkpoints import build_model, load_model
 from .export_run import ordered_images
 
@@ -166,7 +167,7 @@ def answered_by(model: nn.Module, opened: OpenedFile) -> Iterator[None]:
             'extract_feat: its answers cannot be made from a file')
     head, asked = getattr(model, name), []
 
-    def forward(images: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(images: Tensor, *args: Any, **kwargs: Any) -> Any:
         asked.append(len(images))
         return _in_batches(opened, images)
 
@@ -180,7 +181,7 @@ def answered_by(model: nn.Module, opened: OpenedFile) -> Iterator[None]:
         del head.forward, model.extract_feat
 
 
-def _in_batches(opened: OpenedFile, images: Tensor) -> Tensor:
+def _in_batches(opened: OpenedFile, images: Tensor) -> Any:
     """Run a file that may take one size of batch alone."""
     size = opened.batch_size
     if size is None:
@@ -189,8 +190,10 @@ def _in_batches(opened: OpenedFile, images: Tensor) -> Tensor:
     for part in images.split(size):
         missing = size - len(part)
         full = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])])
-        answers.append(opened.run(full)[:len(part)])
-    return torch.cat(answers)
+        answers.append(opened.run(full))
+    flat = zip(*map(tensors_of, answers))
+    return arranged([torch.cat(parts)[:len(images)] for parts in flat],
+                    structure_of(answers[0]))
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from torch import nn
 
 from fpq_plugin.export import ParityError
 from fpq_plugin.export.parity import (
+    compare_batch_of,
     measure_parity,
     rebatched,
     some_images,
@@ -51,6 +52,66 @@ def test_classes_of_places_are_counted_by_place():
     assert wanted > 0
     assert (parity.answers, parity.other_class) == (6 * 8 * 8, wanted)
     assert parity.top1_trained is None
+
+
+def test_of_several_outputs_the_worst_counts():
+    """For its own spread; batches are summed up as one would be."""
+    generator = torch.Generator().manual_seed(0)
+    small, large = torch.randn(2, 60, 3, 4, generator=generator)
+    small, large = 1e-3 * small + 5, 1e3 * large
+
+    def parity(off):
+        parts = zip(*(x.split(25) for x in (small, large)))
+        batches = iter([(torch.zeros(len(a)), None, a, b) for a, b in parts])
+        state = {}
+
+        def ours(x):
+            *_, a, b = state['batch']
+            return dict(maps=[a, b])
+
+        def theirs(x):
+            *_, a, b = state['batch']
+            return (a + off[0], b + off[1])
+
+        def read():
+            for batch in batches:
+                state['batch'] = batch
+                yield batch[:2]
+
+        return measure_parity(ours, [theirs], read())[0]
+
+    close = parity((0, 1.0))
+    assert close.images == 60
+    assert close.answers == 0
+    assert [each.mean_difference for each in close.outputs] == [
+        0, pytest.approx(1)]
+    assert close.as_dict()['outputs'][1]['largest_difference'] == (
+        pytest.approx(1))
+    assert close.outputs[0].spread == pytest.approx(
+        float(small.double().std(correction=0)), rel=1e-9)
+    assert close.mean_difference == close.outputs[1].mean_difference
+    close.refuse(0.1)
+    far = parity((1e-4, 0))
+    assert far.mean_difference == pytest.approx(1e-4, rel=1e-2)
+    assert not far.holds(100)
+    assert not parity((float('nan'), 0)).holds(100)
+
+
+def test_a_batch_of_another_size_is_held_against_each_outputs_spread():
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+
+    class Two(nn.Module):
+
+        def forward(self, x):
+            return 1e-3 * x, 1e3 * x
+
+    def other(x):
+        return 1e-3 * x + 1e-3 * (len(x) == 7), 1e3 * x
+
+    known, = measure_parity(Two(), [other], [(x, None)])
+    compare_batch_of(1, Two(), other, x, known)
+    with pytest.raises(ParityError, match='a batch of 7 outputs differ by'):
+        compare_batch_of(7, Two(), other, x, known)
 
 
 def outputs_with_others(number):

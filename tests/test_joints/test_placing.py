@@ -88,6 +88,39 @@ def test_channel_shuffle_is_seen_through():
     assert not any('cat' in text for text in placing.left)
 
 
+class Pyramid(nn.Module):
+    """Two levels, and two branches that both of them go through."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.levels = nn.ModuleList([nn.Conv2d(8, 8, 1),
+                                     nn.Conv2d(8, 8, 1, 2)])
+        self.further = nn.Conv2d(8, 8, 3, 2, 1)
+        self.branches = nn.ModuleList([nn.Conv2d(8, 4, 1),
+                                       nn.Conv2d(8, 5, 1)])
+
+    def forward(self, x):
+        x = self.stem(x)
+        first, second = (level(x) for level in self.levels)
+        both = [[branch(level) for level in (first, second)]
+                for branch in self.branches]
+        return (*both, self.further(second))
+
+
+def test_branches_that_levels_share_read_by_one_quantizer():
+    placing = placed(Pyramid())
+    joints = {joint.layers: joint for joint in placing.joints
+              if joint.side != 'bias'}
+    assert joints['branches.0', 'branches.1'].why == 'the same tensors'
+    assert joints['branches.0', 'branches.1'].module is None
+    # The second level is read by another quantizer as well: it has its own.
+    assert places(placing)['levels.1'].why == 'end of conv'
+    assert places(placing)['levels.1'].layers == ('further', )
+    assert 'levels.0' not in places(placing)
+    assert len(joints) == 3  # the two levels' layers read one tensor
+
+
 def test_sums_between_norms_stay_float():
     model = Pooled(VisionTransformer('deit-tiny', 32, 8, out_type='cls_token'),
                 192)

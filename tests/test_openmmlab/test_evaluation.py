@@ -122,7 +122,7 @@ def test_a_file_of_another_tool_is_taken(exported, tmp_path):
     model.graph.input.append(onnx.helper.make_tensor_value_info(
         'more', onnx.TensorProto.FLOAT, [1]))
     onnx.save(model, tmp_path / 'two.onnx')
-    with pytest.raises(ValueError, match='2 inputs and 1 outputs'):
+    with pytest.raises(ValueError, match='has 2 inputs: one is taken'):
         evaluate_file(config, tmp_path / 'two.onnx')
 
 
