@@ -31,7 +31,8 @@ def convert(model: nn.Module,
     Layers of the registered types get a weight quantizer (per output
     channel, symmetric) and an input quantizer (per tensor, asymmetric), as
     in the paper. Parameters keep their names and identity. Nothing is
-    traced: first and last are so in the order of ``model.named_modules()``.
+    traced: first and last are so in the order of ``model.named_modules()``;
+    in modules named ``*_head`` the layers that predict are the last.
 
     Args:
         model (nn.Module): The model, changed in place.

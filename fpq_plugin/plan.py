@@ -17,6 +17,7 @@ from .layers import (
     QuantizedLayer,
     branches,
     get_backend,
+    predicting,
     quantizable_types,
     quantized_layers,
     quantized_type,
@@ -103,7 +104,8 @@ def _quantize_layers(model: nn.Module, recipe: Recipe,
     refuse_unmatched(recipe.name_of('overrides'), recipe.overrides or {},
                      list(layers))
     beside = branches(model, layers)
-    plans = _plans(list(layers), recipe, skip, backend, beside)
+    plans = _plans(list(layers), recipe, skip, backend, beside,
+                   predicting(model, layers))
     if not any(_quantizes(plan) for plan, _ in plans.values()):
         raise ValueError('nothing to quantize: skip and overrides leave out '
                          'every layer')
@@ -130,15 +132,21 @@ def _quantize_layers(model: nn.Module, recipe: Recipe,
 
 
 def _plans(names: Sequence[str], recipe: Recipe, skip: Sequence[str],
-           backend: Backend,
-           beside: Mapping[str, Sequence[str]]) -> dict[str, Plan]:
-    """Each layer's plan, first and last ones' bits included."""
+           backend: Backend, beside: Mapping[str, Sequence[str]],
+           predicting: Sequence[str]) -> dict[str, Plan]:
+    """Each layer's plan, first and last ones' bits included.
+
+    Where heads tell which layers predict, these are the last.
+    """
     plans = {name: _plan(name, recipe, skip, backend) for name in names}
     if recipe.first_last_bits is None:
         return plans
     quantized = [name for name, (plan, _) in plans.items() if _quantizes(plan)]
-    for ends, of_all, why in ((quantized[-1:], names[-1:], 'last'),
-                              (quantized[:1], names[:1], 'first')):
+    last = [name for name in quantized if name in predicting]
+    for ends, of_all, why in (
+            (last, last, 'predicting') if predicting else
+            (quantized[-1:], names[-1:], 'last'),
+            (quantized[:1], names[:1], 'first')):
         for end in ends:
             plans[end] = _plan(
                 end, recipe, skip, backend, recipe.first_last_bits,

@@ -80,7 +80,8 @@ class Recipe:
             without noise; None: the running ones stay. Defaults to the
             preset's.
         first_last_bits (int, optional): Bits of the first and last quantized
-            layer; None: no exception for them. Defaults to 8.
+            layer, and of all that predict in a detector's or segmentor's
+            heads; None: no exception for them. Defaults to 8.
         skip (Sequence[str]): Name patterns of layers that stay float: names
             of layers or of modules that hold them, ``*`` allowed.
         overrides (Mapping[str, dict], optional): From name pattern to

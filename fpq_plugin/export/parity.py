@@ -344,7 +344,8 @@ def alike(batches: Iterable[Batch], example: Tensor) -> Iterator[Batch]:
             raise ValueError(
                 'not exported: a file takes inputs of one shape and type, and '
                 f'here are {tuple(example.shape[1:])}, {example.dtype}, and '
-                f'{tuple(inputs.shape[1:])}, {inputs.dtype}')
+                f'{tuple(inputs.shape[1:])}, {inputs.dtype}: let the test '
+                'pipeline end in one size, by Resize and Pad')
         yield inputs.detach(), labels
 
 
