@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,29 +55,42 @@ def draw(rng: np.random.Generator,
 
 
 def make(folder: Path, number: int, size: int, seed: int = 0) -> None:
-    """Write ``number`` pictures, ``coco.json`` and the maps of classes.
+    """Write ``number`` pictures of ``size`` x ``size``, see :func:`write`."""
+    rng = np.random.default_rng(seed)
+    write(folder, (draw(rng, size) for _ in range(number)), CLASSES)
+
+
+def write(folder: Path,
+          pictures: Iterable[tuple[Image.Image, Image.Image, list[dict]]],
+          classes: Sequence[str]) -> None:
+    """Write pictures, ``coco.json`` and the maps of classes.
 
     Pictures are in ``images/*.jpg``, maps in ``labels/*.png``.
+
+    Args:
+        folder (Path): Where, made if it is not there.
+        pictures (Iterable): As :func:`draw` gives them.
+        classes (Sequence[str]): Names of the categories 1, 2, ...
     """
-    rng = np.random.default_rng(seed)
     for part in ('images', 'labels'):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    images, annotations = [], []
-    for index in range(number):
-        image, labels, found = draw(rng, size)
-        image.save(folder / f'images/{index:04}.jpg')
+    images: list[dict] = []
+    annotations: list[dict] = []
+    for index, (image, labels, found) in enumerate(pictures):
+        image.save(folder / f'images/{index:04}.jpg', quality=95)
         labels.save(folder / f'labels/{index:04}.png')
         images.append(dict(id=index, file_name=f'{index:04}.jpg',
-                           width=size, height=size))
+                           width=image.width, height=image.height))
         annotations += [
-            dict(row, id=len(annotations) + place, image_id=index, iscrowd=0)
+            dict(row, id=len(annotations) + place + 1, image_id=index,
+                 iscrowd=0)
             for place, row in enumerate(found)
         ]
     (folder / 'coco.json').write_text(json.dumps(dict(
         images=images,
         annotations=annotations,
         categories=[dict(id=place + 1, name=name)
-                    for place, name in enumerate(CLASSES)])))
+                    for place, name in enumerate(classes)])))
 
 
 def _outline(box: tuple[int, ...], kind: int) -> list[float]:
