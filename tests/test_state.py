@@ -16,6 +16,7 @@ from fpq_plugin.state import (
     complete_state,
     dropped_keys,
     refuse_other_quantization,
+    refuse_unlike_part,
     stored_quantizers,
 )
 
@@ -185,6 +186,18 @@ def test_a_part_of_a_state_fills_a_part():
     with pytest.raises(ValueError, match='0.weight_quantizer: float in the '
                        'checkpoint, 4 bits in the model'):
         load_state_dict(model, skipped.state_dict())
+
+
+def test_a_part_with_a_shared_quantizers_second_name_is_known():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    convert(model)
+    model[2].input_quantizer = model[1].input_quantizer
+    calibrate(model, [X])
+    key = '2.input_quantizer.'
+    part = {name: value for name, value in model.state_dict().items()
+            if name.startswith(key)}
+    assert part
+    refuse_unlike_part(model, part)
 
 
 def drop(module, state, prefix, metadata):

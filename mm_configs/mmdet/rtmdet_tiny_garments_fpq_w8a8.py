@@ -1,0 +1,17 @@
+# The same at 8 bits, for onnxruntime: mim train mmdet <this file>
+_base_ = ['./rtmdet_tiny_garments.py', '../_base_/fpq.py']
+
+epochs = 4
+default_hooks = dict(
+    fpq=dict(_base_.fpq, bits='w8a8', target='onnxruntime'),
+    checkpoint=dict(interval=epochs))
+load_from = 'work_dirs/rtmdet_tiny_garments/epoch_12.pth'
+
+train_cfg = dict(max_epochs=epochs, val_interval=epochs)
+optim_wrapper = dict(optimizer=dict(lr=0.0002))
+param_scheduler = dict(
+    _delete_=True,
+    type='CosineAnnealingLR',
+    T_max=epochs,
+    by_epoch=True,
+    convert_to_iter_based=True)
