@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from mmengine.model import is_model_wrapper
@@ -13,7 +14,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..param_groups import has_groups_inside, separated_groups, set_groups
-from ..quantizers import named_quantizers
+from ..quantizers import Quantizer, named_quantizers
 
 
 def wrappers_of(optim_wrapper: OptimWrapper) -> list[OptimWrapper]:
@@ -49,7 +50,8 @@ def rebuild_optimizer(runner: Runner, model: nn.Module,
         ValueError: If a scale has no place in the optimizer.
     """
     cfg = copy.deepcopy(runner.cfg.optim_wrapper)
-    runner.optim_wrapper = runner.build_optim_wrapper(cfg)
+    with _each_quantizer_once(model):
+        runner.optim_wrapper = runner.build_optim_wrapper(cfg)
     runner.param_schedulers = None
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
     wrappers = wrappers_of(runner.optim_wrapper)
@@ -64,6 +66,28 @@ def rebuild_optimizer(runner: Runner, model: nn.Module,
     schedulers = copy.deepcopy(runner.cfg.get('param_scheduler'))
     if schedulers is not None:
         runner.param_schedulers = runner.build_param_scheduler(schedulers)
+
+
+@contextmanager
+def _each_quantizer_once(model: nn.Module) -> Iterator[None]:
+    """Inside, a quantizer that several layers share is the first one's.
+
+    With ``paramwise_cfg`` MMEngine walks from module to module, and would put
+    its step into a group for each of them, which no optimizer takes.
+    """
+    seen: set[nn.Module] = set()
+    hidden = []
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Quantizer) and child in seen:
+                hidden.append((module._modules, name, child))
+                module._modules[name] = None
+            seen.add(child)
+    try:
+        yield
+    finally:
+        for modules, name, child in hidden:
+            modules[name] = child
 
 
 def count_micro_batches(optim_wrapper: OptimWrapper,

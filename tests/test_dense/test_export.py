@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 from dense_models import build
-from dense_runs import DETECTION, SEGMENTATION, SIZE, TRAIN, user_config
+from dense_runs import DETECTION, SEGMENTATION, SIZE, TRAIN, user_config, wake
 from mmdet.structures import DetDataSample
 from mmengine import Config
 from mmengine.runner import Runner
@@ -33,10 +33,7 @@ def test_the_engines_maps_give_the_same_boxes(name, tmp_path):
     torch.manual_seed(0)
     model = build('mmdet', config)
     model.init_weights()
-    # Random heads are sure of nothing: their scores would all be alike.
-    for key, weight in model.bbox_head.named_parameters():
-        if key.endswith('cls.weight'):
-            torch.nn.init.normal_(weight, std=0.05)
+    wake(model)
     images = 2 * torch.randn(4, 3, 128, 128)
     eight = dict(bits=8)
     fpq_plugin.convert(model, weight=eight, activation=eight,

@@ -75,6 +75,24 @@ def test_trained_resumed_tested_loaded(options, tmp_path):
         assert torch.equal(loaded(x), model(x))
 
 
+def test_rules_for_parameters_meet_a_shared_quantizer_once(options, tmp_path):
+    """MMEngine walks from module to module, and gives each its options."""
+    runner = train(options(**{'optim_wrapper.paramwise_cfg': dict(
+        norm_decay_mult=0.0,
+        custom_keys={'backbone.layer2': dict(lr_mult=0.1)})}))
+    model = runner.model
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)
+             if name.endswith('_quantizer')]
+    assert len(names) > len(named_quantizers(model))  # some are shared
+    rate = {id(p): group['initial_lr']
+            for group in runner.optim_wrapper.optimizer.param_groups
+            for p in group['params']}
+    base = runner.cfg.optim_wrapper.optimizer.lr
+    for name, parameter in model.named_parameters():
+        assert rate[id(parameter)] == pytest.approx(
+            0.1 * base if name.startswith('backbone.layer2') else base)
+
+
 def test_averaged_and_accumulated(options, tmp_path):
     """EMAHook copies the joints, and its average is what is tested."""
     cfg = options('run', **{'optim_wrapper.accumulative_counts': 2})
