@@ -32,19 +32,29 @@ SEGMENTATION = dict(
               dict(type='PackSegInputs')])
 
 
-def wake(model):
-    """No branch is 0, and heads tell places apart, as in trained models."""
+def wake(model, size=SIZE):
+    """Norms know what they see, and heads tell places apart.
+
+    The last norms of residual blocks stay 0: with random weights in branches
+    a rounding would grow from layer to layer, as in no trained model.
+    """
     generator = torch.Generator().manual_seed(0)
     ends = predicting(model, [
         name for name, module in model.named_modules()
         if isinstance(module, (nn.Conv2d, nn.Linear))])
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.constant_(module.weight, 0.7)
+            module.momentum = None  # the mean of all batches
         elif isinstance(module, nn.Conv2d):
             weight = module.weight.data
-            size = weight[0].numel()**-0.5 * (0.5 if name in ends else 2**0.5)
-            weight.normal_(0, size, generator=generator)
+            far = 0.05 if name in ends else (2 / weight[0].numel())**0.5
+            weight.normal_(0, far, generator=generator)
+    model.train()
+    with torch.no_grad():
+        for _ in range(4):
+            model.extract_feat(
+                2 * torch.randn(4, 3, size, size, generator=generator))
+    model.eval()
 
 
 def user_config(folder, base, dataset, **more):

@@ -93,8 +93,29 @@ def test_of_several_outputs_the_worst_counts():
     close.refuse(0.1)
     far = parity((1e-4, 0))
     assert far.mean_difference == pytest.approx(1e-4, rel=1e-2)
-    assert not far.holds(100)
+    assert not far.holds(0.4)
     assert not parity((float('nan'), 0)).holds(100)
+
+
+def test_a_larger_tolerance_lets_outputs_differ_by_more():
+    ours = torch.randn(50, 1, generator=torch.Generator().manual_seed(0))
+    parity = compare(ours, ours + 0.1 * ours.std())
+    assert not parity.holds(0.4)
+    with pytest.raises(ParityError, match='more than 8% of their spread'):
+        parity.refuse(0.4)
+    parity.refuse(0.6)
+
+
+def test_what_is_constant_but_for_rounding_has_its_size_for_a_spread():
+    """As an untrained detector's scores: -4.6 everywhere."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 50, 1, 4, 4, generator=generator)
+    ours = -4.6 + 1e-6 * noise[0]
+    parity = compare(ours, ours + 1e-6 * noise[1])
+    assert parity.spread == pytest.approx(4.6, rel=1e-3)
+    parity.refuse(0.1)
+    with pytest.raises(ParityError):
+        compare(ours, ours + 0.1).refuse(0.1)
 
 
 def test_a_batch_of_another_size_is_held_against_each_outputs_spread():
