@@ -62,6 +62,7 @@ def user_config(folder, base, dataset, **more):
     make(folder / 'data', 8, SIZE)
     cfg = Config.fromfile(str(CONFIGS / base))
     init_default_scope(cfg.default_scope)
+    cfg.merge_from_dict(dict(model=more.get('model', {})))
     cfg.model.backbone.init_cfg = None
     model = MODELS.build(cfg.model)
     model.init_weights()

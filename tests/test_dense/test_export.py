@@ -64,7 +64,9 @@ def test_the_engines_maps_give_the_same_boxes(name, tmp_path):
 
 
 @pytest.mark.parametrize(('base', 'dataset', 'more', 'metric'), [
-    ('mmdet/retinanet_r50_fpq_w4a4_coco.py', DETECTION, {},
+    ('mmdet/retinanet_r50_fpq_w4a4_coco.py', DETECTION,
+     dict(model=dict(bbox_head=dict(num_classes=2),
+                     backbone=dict(init_cfg=None))),
      dict(type='CocoMetric', metric='bbox')),
     ('mmseg/segformer_mit_b0_fpq_w4a4_ade20k.py', SEGMENTATION,
      dict(model=dict(data_preprocessor=dict(size=(SIZE, SIZE)),

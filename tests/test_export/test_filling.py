@@ -89,6 +89,16 @@ def test_what_a_batch_norm_turned_fits_too():
     assert (grid.low, grid.high) == (-64, 64)
 
 
+def test_signed_features_are_as_narrow_as_unsigned_ones():
+    """-8 to 7 is 0 to 15 around 8, and 127 pairs of 15 stay in 16 bits."""
+    x = torch.randn(5, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    four = dict(bits=4, symmetric=True)
+    quantized(model, x, weight=four, activation=four, first_last_bits=None)
+    (integers, *_), = stored_weights(model, x)
+    assert np.abs(integers).max() > 64
+
+
 def test_biases_get_finer_steps():
     x = torch.rand(5, 3, 6, 6)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))

@@ -217,6 +217,22 @@ def test_biases_are_integers_at_any_bits_where_the_target_says_so(tmp_path):
     assert all(reason for _, reason in standard.biases)
 
 
+@pytest.mark.parametrize(('target', 'added'), [
+    ('onnxruntime', 0), (None, 1), ('openvino', 0)])
+def test_where_float_biases_are_added(target, added, tmp_path):
+    """Beside the layer where an engine would round them, else inside."""
+    x = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
+    with torch.no_grad():
+        model[0].bias.copy_(1e4 * torch.arange(6))  # no int32 holds it
+    four = dict(bits=2)
+    quantized(model, x, weight=four, activation=four, first_last_bits=None)
+    path = tmp_path / 'model.onnx'
+    export_onnx(model, path, [(x, None)], target=target, tolerance=1)
+    found = [node.op_type for node in onnx.load(path).graph.node]
+    assert found.count('Add') == added
+
+
 def test_a_bias_that_fits_no_int32_is_float(tmp_path):
     x = torch.rand(40, 3, 4, 4)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
@@ -287,7 +303,8 @@ def test_a_weight_around_another_zero_is_not_folded(bits, positive, tmp_path):
               first_last_bits=None)
     assert model[0].weight_quantizer.zero_point.any()
     path = tmp_path / 'model.onnx'
-    export_onnx(model, path, [(x, None)])
+    report = export_onnx(model, path, [(x, None)])
+    assert report.moved_weights == 0
     with torch.no_grad():
         assert_same(answers(path, x), model(x))
     assert 'BatchNormalization' in [

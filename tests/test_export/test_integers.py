@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from fpq_plugin import LSQFakeQuantize
 from fpq_plugin.export.integers import (
     INTEGER_TYPES,
     IntegerGrid,
@@ -144,3 +145,30 @@ def test_the_types_are_the_standards():
                    for allowed in onnx.defs.get_schema(
                        'QuantizeLinear', number).type_constraints))
         assert kind.opset == first
+
+
+class Claims(LSQFakeQuantize):
+    """Gives other values than its grid says."""
+
+    gives = None
+
+    def fake_quantize(self, x):
+        return super().fake_quantize(x) if self.gives is None else self.gives
+
+
+@pytest.mark.parametrize('integers', [
+    [-9.0, 0.0, 7.0],  # below the grid
+    [-8.0, 0.0, 8.0],  # above it
+    [-8.0, 0.5, 7.0],  # between its values
+])
+def test_values_that_are_none_of_the_grids_are_refused(integers):
+    quantizer = Claims(bits=4, symmetric=True)
+    weight = torch.tensor([-1.0, 0.5, 1.0])
+    quantizer(weight)
+    step = quantizer.step()
+    quantizer.gives = torch.tensor([-8.0, 0.0, 7.0]) * step
+    found = weight_integers(quantizer, weight.numpy())
+    assert found.weight.tolist() == [-8, 0, 7]
+    quantizer.gives = torch.tensor(integers) * step
+    with pytest.raises(ValueError, match='its values are no integers of -8'):
+        weight_integers(quantizer, weight.numpy())

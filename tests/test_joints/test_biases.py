@@ -11,6 +11,7 @@ from fpq_plugin import add_joints, calibrate, convert, to_float
 from fpq_plugin.export import export_onnx
 from fpq_plugin.joints import joints_of, rounded_biases
 from fpq_plugin.joints.biases import (
+    can_be_rounded,
     round_bias_of,
     rounded_layer,
     unround_bias,
@@ -173,3 +174,15 @@ def test_torch_fx_traces_them():
             # Values at the edge of a step may be rounded the other way.
             assert (traced(images[:number]) - wanted).abs().max() < (
                 0.01 * wanted.std())
+
+
+@pytest.mark.parametrize(('norm', 'fits'), [
+    (nn.BatchNorm2d(6), True),
+    (nn.BatchNorm2d(6, track_running_stats=False), False),
+    (nn.BatchNorm2d(6, affine=False), False),
+    (nn.GroupNorm(2, 6), False),
+])
+def test_biases_that_norms_make_of_fixed_numbers_can_be_rounded(norm, fits):
+    model, _ = model_of(8)
+    assert can_be_rounded(norm, model[0]) is fits
+    assert can_be_rounded(model[0], model[0])
