@@ -1,9 +1,11 @@
 # The same at 4 bits, for onnxruntime: mim train mmdet <this file>
-_base_ = ['./rtmdet_tiny_garments.py', '../_base_/fpq.py']
+_base_ = ['./rtmdet_tiny_garments.py']
 
-epochs = 4
+custom_imports = dict(imports=['fpq_plugin'], allow_failed_imports=False)
+
+epochs = 2
 default_hooks = dict(
-    fpq=dict(_base_.fpq, bits='w4a4', target='onnxruntime'),
+    fpq=dict(type='FPQHook', bits='w4a4', target='onnxruntime'),
     checkpoint=dict(interval=epochs))
 load_from = 'work_dirs/rtmdet_tiny_garments/epoch_12.pth'
 
