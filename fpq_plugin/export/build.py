@@ -35,6 +35,7 @@ from .features import lower_features, place_marks
 from .filling import fill_weights
 from .folding import Bias, fold_batch_norm, lower_biases
 from .gates import lower_gates
+from .images import some_images
 from .integers import integer_grid
 from .lowering import (
     find_weights,
@@ -45,7 +46,6 @@ from .lowering import (
 )
 from .outputs import OUTPUT, named_tensors, structure_of
 from .padding import fold_padding
-from .parity import some_images
 from .rewriting import finish_graph, read_graph
 from .shapes import fix_shapes
 from .tracing import TRACED_OPSET, TRACED_SIZES, trace_any_batch

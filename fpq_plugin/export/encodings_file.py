@@ -18,14 +18,9 @@ from .._compat.files import write_whole
 from .._compat.restoring import kept_modes
 from .exportable import checked_path, compared_batches, unwrapped
 from .formats import FileFormat, register_format
+from .images import OTHER_SIZES, Batch
 from .onnx_file import add_metadata, content_of, exported_layers
-from .parity import (
-    OTHER_SIZES,
-    TOLERANCE,
-    Batch,
-    compare_batch_of,
-    measure_parity,
-)
+from .parity import TOLERANCE, compare_batch_of, measure_parity
 from .report import ExportReport
 
 

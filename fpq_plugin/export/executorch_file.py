@@ -25,13 +25,9 @@ from ..targets import EXECUTORCH, target_of
 from .executorch_kernels import find_kernels
 from .exportable import checked_path, compared_batches, unwrapped
 from .formats import FileFormat, OpenedFile, register_format
+from .images import Batch, some_images
 from .onnx_file import exported_layers
-from .parity import (
-    TOLERANCE,
-    Batch,
-    measure_parity,
-    some_images,
-)
+from .parity import TOLERANCE, measure_parity
 from .program import build_program, moved_weights, require_operators
 from .report import ExportReport, Latency
 from .timing import latencies

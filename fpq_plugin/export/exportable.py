@@ -13,8 +13,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..quantizers import Quantizer
 from ..targets import STANDARD, Target
+from .images import Batch, alike, rebatched
 from .integers import integer_grid
-from .parity import Batch, alike, rebatched
 
 
 def refuse_unexportable(model: nn.Module,

@@ -20,14 +20,9 @@ from ..targets import target_of
 from ..version import __version__
 from .exportable import checked_path, compared_batches, unwrapped
 from .formats import FileFormat, OpenedFile, register_format
+from .images import OTHER_SIZES, Batch
 from .onnx_file import exported_layers
-from .parity import (
-    OTHER_SIZES,
-    TOLERANCE,
-    Batch,
-    compare_batch_of,
-    measure_parity,
-)
+from .parity import TOLERANCE, compare_batch_of, measure_parity
 from .program import build_program, moved_weights, require_operators
 from .report import ExportReport
 

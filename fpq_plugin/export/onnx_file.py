@@ -28,14 +28,9 @@ from ..targets import ONNXRUNTIME, OPENVINO, Target, target_of
 from ..version import __version__
 from .exportable import checked_path, compared_batches, unwrapped
 from .formats import FileFormat, OpenedFile, register_format
+from .images import OTHER_SIZES, Batch
 from .outputs import SEVERAL
-from .parity import (
-    OTHER_SIZES,
-    TOLERANCE,
-    Batch,
-    compare_batch_of,
-    measure_parity,
-)
+from .parity import TOLERANCE, compare_batch_of, measure_parity
 from .report import ExportedLayer, ExportReport, Latency
 from .timing import latencies
 

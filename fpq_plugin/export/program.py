@@ -25,8 +25,8 @@ from ..layers import quantized_layers
 from ..quantizers import Quantizer
 from ..targets import STANDARD, Target
 from .exportable import quantizers_of, refuse_unexportable, refuse_unfit
+from .images import WAY_OUT, some_images
 from .integers import IntegerGrid, integer_grid, weight_integers
-from .parity import WAY_OUT, some_images
 from .program_layout import lay_out
 from .program_norms import fold_batch_norms
 

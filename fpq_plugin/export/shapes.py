@@ -16,8 +16,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor
 
+from .images import some_images
 from .lowering import MARK, is_constant
-from .parity import some_images
 from .rewriting import add_constant
 from .tracing import INPUT, TRACED_SIZES
 

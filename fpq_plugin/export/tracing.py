@@ -27,9 +27,9 @@ from torch.autograd import Function
 
 from .._compat.versions import onnx_tracer_options
 from ..quantizers import Quantizer
+from .images import WAY_OUT, some_images
 from .lowering import MARK, array_of, is_constant
 from .outputs import INPUT, OUTPUT, FlatModel, named_tensors
-from .parity import WAY_OUT, some_images
 from .rewriting import add_constant, read_graph
 
 DOMAIN = 'fpq'

@@ -21,12 +21,8 @@ from torch.utils.data import DataLoader, SequentialSampler
 from .._compat.restoring import kept_modes
 from ..export import ExportReport
 from ..export.formats import format_of
-from ..export.parity import (
-    TOLERANCE,
-    Batch,
-    measure_parity,
-    with_progress,
-)
+from ..export.images import Batch, with_progress
+from ..export.parity import TOLERANCE, measure_parity
 from ..joints import joints_of
 from ..recipe import Recipe
 from .checkpoints import load_model
