@@ -119,7 +119,8 @@ def find_weights(graph: ir.Graph,
 
     Args:
         graph (ir.Graph): The traced graph. A weight of several marks, as a
-            layer that is called twice has it, keeps one.
+            layer that is called twice has it, keeps one; for an engine each
+            call keeps its own that has a batch norm of its own behind it.
         quantizers (Sequence[Quantizer]): Those of the marks' numbers.
         names (Sequence[str]): Their names, for messages.
         target (Target): What is to take them. Defaults to STANDARD.
@@ -137,7 +138,8 @@ def find_weights(graph: ir.Graph,
         number, (stored, ), (value, ) = (
             number_of(mark), mark.inputs, mark.outputs)
         known = first.setdefault((stored, number), value)
-        if known is not value:
+        if known is not value and not (target.ends_quantized
+                                       and _has_norm(value)):
             value.replace_all_uses_with(known)
             continue
         try:
@@ -149,6 +151,13 @@ def find_weights(graph: ir.Graph,
         found[value] = grid
     # Once the marks of one weight are one, a Transpose is its only reader.
     return {_turned(value, grid): grid for value, grid in found.items()}
+
+
+def _has_norm(weight: ir.Value | None) -> bool:
+    """Whether a weight is one convolution's that a batch norm follows."""
+    conv = only_reader(weight)
+    norm = None if conv is None else only_reader(conv.outputs[0])
+    return norm is not None and norm.op_type == 'BatchNormalization'
 
 
 def array_of(value: ir.Value | None) -> Any:

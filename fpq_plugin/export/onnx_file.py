@@ -124,8 +124,8 @@ def export_onnx(model: nn.Module,
         tolerance (float): Points of top-1 that the file may lose, in %, if
             there are labels; if not, ten times this share of the answers may
             have another class. One image, or answer, may in any case. Outputs
-            may differ by 2 % of their spread on average, by up to 20 %
-            with a tolerance above 0.1. Defaults to 0.1.
+            may differ by 2 % of their spread on average, several outputs by
+            5 %; by up to 20 % with a tolerance above 0.1. Defaults to 0.1.
         source (dict[str, str], optional): Notes for the file's metadata.
             Defaults to None.
         unsigned_weights (bool, optional): Whether 8-bit weights are uint8

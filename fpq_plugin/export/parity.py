@@ -25,6 +25,9 @@ CONSTANT = 1e-5
 # Of the outputs' spread: what the mean difference may be. A value that falls
 # to the next step now and then made it 1e-3 at most in the models measured.
 MEAN_DIFFERENCE = 0.02
+# The same of several outputs, whose classes nobody counts: a trained RTMDet
+# at 8 bits differs by 0.025, and has 0.1 points of mAP less.
+MEAN_DIFFERENCE_OF_SEVERAL = 0.05
 # The same for each point of top-1 that may be lost, of one point at most.
 MEAN_DIFFERENCE_A_POINT = 0.2
 
@@ -113,7 +116,8 @@ class Parity:
             found.append(
                 f'{self.other_class} of {self.answers} classes are other ones '
                 f'in the exported model, more than {share:g} %')
-        allowed = max(MEAN_DIFFERENCE,
+        allowed = max(MEAN_DIFFERENCE_OF_SEVERAL if self.outputs else
+                      MEAN_DIFFERENCE,
                       MEAN_DIFFERENCE_A_POINT * min(tolerance, 1))
         if self.mean_difference > allowed * self.spread:
             found.append(f'outputs differ by more than {allowed:.0%} of '

@@ -217,6 +217,43 @@ def test_biases_are_integers_at_any_bits_where_the_target_says_so(tmp_path):
     assert all(reason for _, reason in standard.biases)
 
 
+class TwoLevels(nn.Module):
+    """One convolution for two levels, which have norms of their own."""
+
+    def __init__(self, norms):
+        super().__init__()
+        self.levels = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 5)])
+        self.shared, self.norms = nn.Conv2d(4, 4, 3), nn.ModuleList(norms)
+        self.ends = nn.ModuleList([nn.Conv2d(4, 2, 1), nn.Conv2d(4, 3, 1)])
+
+    def forward(self, x):
+        maps = [norm(self.shared(level(x))).relu()
+                for level, norm in zip(self.levels, self.norms)]
+        return [end(one) for end, one in zip(self.ends, maps)]
+
+
+@pytest.mark.parametrize(('target', 'weights'), [
+    ('onnxruntime', 6), (None, 5)])
+def test_a_shared_weight_takes_each_levels_batch_norm(target, weights,
+                                                      tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 3, 9, 9, generator=generator)
+    model = TwoLevels([batch_norm(4, generator) for _ in range(2)])
+    convert(model, target=target, weight=dict(bits=8),
+            activation=dict(bits=8))
+    if target:
+        add_joints(model, x, target=target)
+    calibrate(model, [x])
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(model.eval(), path, [(x, None)], target=target)
+    stored, _ = weights_of(path)
+    assert sum(weight.ndim == 4 for weight in stored) == weights
+    names = [node.op_type for node in onnx.load(path).graph.node]
+    assert names.count('BatchNormalization') == (0 if target else 2)
+    if target:
+        assert report.kernels.on_integers() == 4  # all but the ends
+
+
 @pytest.mark.parametrize(('target', 'added'), [
     ('onnxruntime', 0), (None, 1), ('openvino', 0)])
 def test_where_float_biases_are_added(target, added, tmp_path):

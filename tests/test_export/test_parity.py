@@ -85,6 +85,8 @@ def test_of_several_outputs_the_worst_counts():
     far = parity((1e-4, 0))
     assert far.mean_difference == pytest.approx(1e-4, rel=1e-2)
     assert not far.holds(0.4)
+    assert parity((4e-5, 0)).holds(0.1)
+    assert not parity((6e-5, 0)).holds(0.1)
     assert not parity((float('nan'), 0)).holds(100)
 
 
