@@ -32,7 +32,7 @@ def convert(model: nn.Module,
     channel, symmetric) and an input quantizer (per tensor, asymmetric), as
     in the paper. Parameters keep their names and identity. Nothing is
     traced: first and last are so in the order of ``model.named_modules()``;
-    in modules named ``*_head`` the layers that predict are the last.
+    of modules named ``*_head`` it is the layers that predict.
 
     Args:
         model (nn.Module): The model, changed in place.

@@ -17,6 +17,7 @@ from .layers import (
     QuantizedLayer,
     branches,
     get_backend,
+    is_in_head,
     predicting,
     quantizable_types,
     quantized_layers,
@@ -136,17 +137,20 @@ def _plans(names: Sequence[str], recipe: Recipe, skip: Sequence[str],
            predicting: Sequence[str]) -> dict[str, Plan]:
     """Each layer's plan, first and last ones' bits included.
 
-    Where heads tell which layers predict, these are the last.
+    Layers that predict are last ones, too; in their heads the last by name
+    tells nothing.
     """
     plans = {name: _plan(name, recipe, skip, backend) for name in names}
     if recipe.first_last_bits is None:
         return plans
     quantized = [name for name, (plan, _) in plans.items() if _quantizes(plan)]
-    last = [name for name in quantized if name in predicting]
-    for ends, of_all, why in (
-            (last, last, 'predicting') if predicting else
-            (quantized[-1:], names[-1:], 'last'),
-            (quantized[:1], names[:1], 'first')):
+    last = quantized[-1:]
+    if predicting and is_in_head(names[-1]):
+        last = []
+    predicting = [name for name in quantized if name in predicting]
+    for ends, of_all, why in ((last, names[-1:], 'last'),
+                              (predicting, predicting, 'predicting'),
+                              (quantized[:1], names[:1], 'first')):
         for end in ends:
             plans[end] = _plan(
                 end, recipe, skip, backend, recipe.first_last_bits,

@@ -34,6 +34,11 @@ def predicting(model: nn.Module, layers: Iterable[str]) -> list[str]:
     return [name for name in layers if _predicts(model, name)]
 
 
+def is_in_head(name: str) -> bool:
+    """Whether a layer's name says that it is a part of a head."""
+    return any(part.endswith(HEAD) for part in name.split('.')[:-1])
+
+
 def _predicts(model: nn.Module, name: str) -> bool:
     *above, part = name.split('.')
     while above:

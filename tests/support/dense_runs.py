@@ -1,17 +1,13 @@
 """Users' files on configs of mmdet and mmseg, on generated shapes."""
 
-import sys
-
 import torch
 from mmengine import Config
 from mmengine.registry import MODELS, init_default_scope
-from runs import CONFIGS, ROOT
+from runs import CONFIGS
+from shapes_data import make
 from torch import nn
 
 from fpq_plugin.layers import predicting
-
-sys.path.insert(0, str(ROOT / 'tools'))
-from shapes_data import make  # noqa: E402
 
 SIZE = 64
 TRAIN = dict(

@@ -30,12 +30,12 @@ def bare():
 
 class Detector(nn.Module):
 
-    def __init__(self, **heads):
+    def __init__(self, further=None, **heads):
         super().__init__()
         self.backbone = nn.Sequential(bare(), bare())
         for name, head in heads.items():
             setattr(self, name, head)
-        self.further = nn.Linear(4, 4)  # behind the heads by name
+        self.further = further
 
 
 def predicting(**heads):
@@ -75,10 +75,17 @@ def test_inner_layers_of_two_stages_do_not():
     dict(out_head=nn.Conv2d(4, 4, 1)),  # itself a layer
     {}])
 def test_elsewhere_the_last_is_the_last(heads):
-    table = convert(Detector(**heads))
+    table = convert(Detector(nn.Linear(4, 4), **heads))
     assert [row.why for row in table if row.weight_bits == 8] == [
         'first layer', 'last layer']
     assert table[-1].weight_bits == 8
+
+
+def test_a_classifier_behind_a_head_keeps_its_bits():
+    table = convert(Detector(nn.Linear(4, 4), aux_head=Head(cls=bare())))
+    assert [(row.name, row.why) for row in table if row.weight_bits == 8] == [
+        ('backbone.0', 'first layer'), ('aux_head.cls', 'predicting layer'),
+        ('further', 'last layer')]
 
 
 def test_options_go_before():
@@ -89,7 +96,6 @@ def test_options_go_before():
         skip=['bbox_head.reg'])}
     assert rows['bbox_head.cls'].weight_bits == 2
     assert rows['bbox_head.reg'].weight_bits == 32
-    assert rows['further'].weight_bits == 4
     heads = dict(bbox_head=Head(cls=bare()))
     table = convert(Detector(**heads), first_last_bits=None)
     assert {row.weight_bits for row in table} == {4}
