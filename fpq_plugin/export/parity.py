@@ -57,6 +57,7 @@ class Parity:
         outputs (tuple[Parity, ...]): Of a model with several outputs that of
             each; what stands here then is of the one that differs most for
             its spread. Defaults to none.
+        batches (tuple[int, ...]): Sizes of the batches. Defaults to none.
     """
 
     images: int
@@ -68,6 +69,7 @@ class Parity:
     top1_trained: float | None
     top1_exported: float | None
     outputs: tuple[Parity, ...] = ()
+    batches: tuple[int, ...] = ()
 
     def equal(self) -> float | None:
         """Share of answers of the same class, in %; None without any."""
@@ -79,6 +81,7 @@ class Parity:
         """All figures, for JSON."""
         found = {**asdict(self), 'equal': self.equal()}
         found.pop('outputs')
+        found['batches'] = list(self.batches)
         if self.outputs:
             found['outputs'] = [each.as_dict() for each in self.outputs]
         return found
@@ -164,9 +167,10 @@ def measure_parity(trained: nn.Module,
     Returns:
         list[Parity]: The comparison with each exported model.
     """
-    images, tallies = 0, None
+    images, sizes, tallies = 0, set(), None
     for inputs, labels in batches:
         images += len(inputs)
+        sizes.add(len(inputs))
         ours = tensors_of(trained(inputs))
         if tallies is None:
             tallies = [[_Tally(len(ours) == 1) for _ in ours]
@@ -176,8 +180,8 @@ def measure_parity(trained: nn.Module,
             for tally, own, other in zip(each, ours, theirs, strict=True):
                 tally.add(own, other, labels)
     assert tallies is not None, 'no batch'
-    return [_worst([tally.parity(images) for tally in each])
-            for each in tallies]
+    return [replace(_worst([tally.parity(images) for tally in each]),
+                    batches=tuple(sorted(sizes))) for each in tallies]
 
 
 class _Tally:

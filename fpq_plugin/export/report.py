@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 
 from ..targets import STANDARD
+from .images import OTHER_SIZES, WAY_OUT
 from .kernel_report import Kernels
 from .parity import Parity
 
@@ -259,12 +260,20 @@ class ExportReport:
                                  f'{ratio:.2f}'))
         return rows
 
+    def _sizes(self) -> str:
+        """Which batches were compared, where the file takes any."""
+        if self.batch_size is not None or not self.parity.batches:
+            return ''
+        sizes = sorted({*OTHER_SIZES, *self.parity.batches})
+        return (f' in batches of {", ".join(map(str, sizes))} (a model that '
+                f'does something else from a larger size on: {WAY_OUT})')
+
     def _parity(self) -> str:
         parity = self.parity
         equal = parity.equal()
         late = ' with joints' if self.late_joints else ''
         text = (f'{self.path} answers as the trained model{late} on '
-                f'{parity.images} images: '
+                f'{parity.images} images{self._sizes()}: '
                 + ('' if equal is None else f'equal class {equal:.2f} %, ') +
                 f'outputs differ by {parity.largest_difference:.2g} at most, '
                 f'{parity.mean_difference:.2g} on average (spread '

@@ -114,4 +114,5 @@ def test_a_file_answers_in_the_models_own_form(form, target, tmp_path):
     several = len(names) > 1
     assert len(report.parity.outputs) == (len(names) if several else 0)
     assert ('outputs the one that does most' in str(report)) == several
+    assert 'in batches of 1, 7, 9 (a model that' in str(report)
     assert not model.training
